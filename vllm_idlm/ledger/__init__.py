@@ -6,6 +6,7 @@
 (Model Runner V1), `scheduler`, `cpu` (faults of vLLM's CPU build, mended only where a self-test shows them), `lora`.
 """
 
-from vllm_idlm.ledger.core import LedgerError, check, entries, install
+from vllm_idlm.ledger import config, runner, scheduler  # noqa: F401  (importing a file enters its patches)
+from vllm_idlm.ledger.core import LedgerError, check, entries, install, require
 
-__all__ = ["LedgerError", "check", "entries", "install"]
+__all__ = ["LedgerError", "check", "entries", "install", "require"]

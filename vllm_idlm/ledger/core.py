@@ -1,8 +1,9 @@
 """The mechanism of the ledger: one record a patch, applied when its module is imported, refused when it does not fit.
 
 A patch is a function `apply(module)` with a record of what it does and why. It first calls `expect*` on what it is
-about to change; if vLLM's code is not the code the patch was written for, start-up fails with the vLLM version and the
-fix, rather than decoding wrongly. The entries themselves stand in the sibling files.
+about to change; if vLLM's code is not the code the patch was written for, an engine with ISD refuses to start, with the
+vLLM version and the fix, rather than decode wrongly; an engine without ISD is not touched by that. The entries
+themselves stand in the sibling files.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Patch:
 
 
 _PATCHES: dict[str, Patch] = {}
+_MISFITS: dict[str, LedgerError] = {}
 
 
 def patch(name: str, module: str, *, what: str, why: str, removed_by: str) -> Callable:
@@ -108,11 +110,15 @@ def expect_source(owner: object, attribute: str, *fragments: str) -> Callable:
 
 
 def _apply_all(module: ModuleType) -> None:
+    """Apply the module's patches. One that does not fit is kept for `require`: without ISD, vLLM runs as ever."""
     done = module.__dict__.setdefault(_MARK, set())
     for entry in _PATCHES.values():
         if entry.module == module.__name__ and entry.name not in done:
-            entry.apply(module)
-            done.add(entry.name)
+            try:
+                entry.apply(module)
+                done.add(entry.name)
+            except LedgerError as error:
+                _MISFITS[entry.name] = error
 
 
 class _PatchOnImport(importlib.abc.MetaPathFinder):
@@ -156,7 +162,14 @@ def check() -> dict[str, str]:
     for entry in _PATCHES.values():
         try:
             importlib.import_module(entry.module)
-            result[entry.name] = "applied" if applied(entry.name) else "not applied"
+            result[entry.name] = "applied" if applied(entry.name) else str(_MISFITS.get(entry.name, "not applied"))
         except Exception as error:
             result[entry.name] = f"{type(error).__name__}: {error}"
     return result
+
+
+def require() -> None:
+    """Raise LedgerError unless every patch is applied; called when ISD is asked for, before anything is built."""
+    for name, state in check().items():
+        if state != "applied":
+            raise _MISFITS.get(name) or refuse(f"patch {name}", state)

@@ -1,0 +1,187 @@
+"""From what the user gave vLLM (a zoo name, `{"method": "isd", ...}`, flags) to vLLM's own configuration.
+
+The functions take vLLM's `EngineArgs` and change it before vLLM builds its configuration; the ledger (`ledger.config`)
+calls them. ISD enters vLLM as a `custom_class` proposer with 2(n - 1) speculative tokens: drafts, then mask slots.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vllm_idlm import ledger
+from vllm_idlm.settings import KEY, METHOD, ISDSettings, SettingsError, adapter_record, complete, parse
+
+PROPOSER = "vllm_idlm.v1.proposer.ISDProposer"
+WORKER_EXTENSION = "vllm_idlm.v1.worker.ISDWorkerExtension"
+DRAFT_LORA_ID = 2_147_480_001  # far from the ids that vLLM counts up from 1 for users' adapters
+USER_LORAS = "isd_user_loras"  # additional_config: LoRA slots that requests may use; one more is the draft adapter's
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks
+
+
+def apply_zoo(args: Any) -> None:
+    """If `args.model` is a name of the model zoo, put the entry's model and its engine settings into `args`.
+
+    A field that the user set to something other than vLLM's default keeps the user's value.
+    """
+    from vllm_idlm import zoo
+
+    entry = zoo.resolve(args.model)
+    if entry is None:
+        return
+    defaults = {f.name: _default(f) for f in dataclasses.fields(args)}
+    if args.served_model_name is None:
+        args.served_model_name = entry.name
+    for name, value in entry.engine_defaults().items():
+        if name not in defaults:
+            raise SettingsError(f"model zoo, {entry.name}: engine setting {name!r} is not one of vLLM's; remove it")
+        if getattr(args, name) == defaults[name]:
+            setattr(args, name, value)
+    args.__dict__["_isd_zoo"] = entry
+    args.model = entry.model_path()
+    if args.tokenizer == entry.name:
+        args.tokenizer = None
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
+
+
+def apply_isd(args: Any, model_config: Any) -> None:
+    """Turn a request for ISD in `args` into vLLM's own settings: speculation, LoRA, and our settings for every process.
+
+    Raises SettingsError on a wrong setting, a missing adapter, or a feature of vLLM that ISD does not run with.
+    """
+    ledger.require()
+    entry = args.__dict__.get("_isd_zoo")
+    settings = _settings(args, _zoo_defaults(entry))
+    _refuse_unsupported(args, model_config)
+    if settings.lora:
+        settings = settings.model_copy(update={"lora": adapter_folder(settings.lora)})
+    settings = complete(settings, model_config.hf_config, model_config.get_vocab_size())
+    user_loras = args.max_loras if args.enable_lora else 0
+    if settings.lora:
+        _reserve_lora(args, settings.lora, user_loras)
+    args.additional_config = {**(args.additional_config or {}), KEY: settings.model_dump(), USER_LORAS: user_loras}
+    args.speculative_config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": settings.slots}
+    args.spec_method = args.spec_tokens = None
+    if not args.worker_extension_cls:
+        args.worker_extension_cls = WORKER_EXTENSION
+
+
+def _zoo_defaults(entry: Any) -> dict[str, Any]:
+    if entry is None:
+        return {}
+    found = {"mask_token_id": entry.mask_token_id, "n": entry.n, "lora": entry.lora_path()}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _settings(args: Any, defaults: dict[str, Any]) -> ISDSettings:
+    config = dict(args.speculative_config or {})
+    if args.spec_model is not None:
+        raise SettingsError(
+            f'--spec-model {args.spec_model!r} does not go with method "isd", which drafts with the served model; '
+            'leave it out (a gated adapter is given as "lora" in --speculative-config)'
+        )
+    if args.spec_tokens is not None:
+        if "n" in config:
+            raise SettingsError('--spec-tokens and "n" in --speculative-config say the same (n = tokens + 1): give one')
+        config["n"] = args.spec_tokens + 1
+    lora = config.get("lora", defaults.get("lora"))
+    if "n" not in config and isinstance(lora, str):
+        stride = adapter_record(lora).get("stride")
+        defaults = {"n": stride, **defaults} if stride else defaults
+    return parse(config, defaults)
+
+
+def _refuse_unsupported(args: Any, model_config: Any) -> None:
+    if args.pipeline_parallel_size > 1:
+        raise SettingsError(
+            f"method isd has no pipeline parallelism yet (pipeline_parallel_size={args.pipeline_parallel_size});"
+            " set it to 1 and use tensor_parallel_size"
+        )
+    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "") not in ("", "0"):
+        raise SettingsError(
+            "method isd runs on vLLM's Model Runner V1 in this release, and VLLM_USE_V2_MODEL_RUNNER="
+            f"{os.environ['VLLM_USE_V2_MODEL_RUNNER']} asks for V2; unset it or set it to 0"
+        )
+    if model_config.runner_type != "generate":
+        raise SettingsError(f"method isd generates text; this model runs as {model_config.runner_type!r}")
+    if model_config.is_hybrid or model_config.is_attention_free:
+        raise SettingsError(
+            "method isd needs attention layers only: a recurrent state cannot be rolled back past a mask slot"
+        )
+
+
+def adapter_folder(lora: str) -> str:
+    """The local folder of the adapter `lora` (a folder, or a hub id that is downloaded), checked for what vLLM loads.
+
+    Raises SettingsError when the folder, its adapter_config.json or its safetensors file is missing.
+    """
+    path = Path(lora).expanduser()
+    if not path.is_dir():
+        path = _download(lora)
+    config = path / "adapter_config.json"
+    if not config.is_file():
+        raise SettingsError(f'"lora": {lora!r}: {config} is missing; give a folder that holds a peft LoRA adapter')
+    if not list(path.glob("*.safetensors")):
+        raise SettingsError(
+            f'"lora": {lora!r}: no .safetensors file in {path}; adapters are loaded from safetensors only'
+        )
+    return str(path.resolve())
+
+
+def _download(lora: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(lora, allow_patterns=["*.json", "*.safetensors"]))
+    except Exception as error:
+        raise SettingsError(
+            f'"lora": {lora!r} is neither a folder here nor a model of the hub that can be fetched '
+            f"({type(error).__name__}); give the adapter's folder, or check the id and the network"
+        ) from None
+
+
+def _reserve_lora(args: Any, folder: str, user_loras: int) -> None:
+    """Turn vLLM's LoRA on with one slot for the draft adapter besides the users', and a rank that holds it."""
+    config = json.loads((Path(folder) / "adapter_config.json").read_text())
+    rank = max([config.get("r", 0), *config.get("rank_pattern", {}).values()])
+    if config.get("peft_type") != "LORA" or not 1 <= rank <= _RANKS[-1]:
+        raise SettingsError(
+            f'"lora": {folder}: peft_type {config.get("peft_type")!r} with rank {rank}: allowed is LORA with rank '
+            f"1..{_RANKS[-1]}"
+        )
+    needed = next(r for r in _RANKS if r >= rank)
+    modules = config.get("target_modules")
+    if user_loras == 0:
+        args.max_lora_rank = needed
+        if isinstance(modules, list) and args.lora_target_modules is None:
+            args.lora_target_modules = _packed(modules)
+        args.max_cpu_loras = None
+    else:
+        args.max_lora_rank = max(args.max_lora_rank, needed)
+        args.max_cpu_loras = args.max_cpu_loras and args.max_cpu_loras + 1
+    args.enable_lora = True
+    args.max_loras = user_loras + 1
+
+
+def _packed(modules: list[str]) -> list[str]:
+    """The adapter's target modules under the names vLLM gives them (it packs q, k, v and gate, up).
+
+    Wrapping these alone keeps vLLM from putting LoRA around the embedding and the output head, which costs time.
+    """
+    names = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj"}
+    names |= {"gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}
+    last = [m.rsplit(".", 1)[-1] for m in modules]
+    return sorted({*last, *(names.get(m, m) for m in last)})
+
+
+def asked(args: Any) -> bool:
+    """Whether `args` asks for ISD (and was not already turned into vLLM's settings)."""
+    return (args.speculative_config or {}).get("method") == METHOD or args.spec_method == METHOD

@@ -1,0 +1,186 @@
+"""Ledger: Model Runner V1. Each patch does nothing in a runner whose proposer is not ISD's."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+from vllm_idlm.ledger.core import expect, expect_source, patch
+
+_V1 = "vllm.v1.worker.gpu_model_runner"
+
+
+@patch(
+    "v1-attach",
+    _V1,
+    what="after GPUModelRunner.__init__, ISD's proposer takes the runner and replaces its rejection sampler",
+    why="a custom_class proposer is given neither the runner nor the logits, and vLLM has no hook for the sampler",
+    removed_by="a proposer interface that may bring its rejection sampler and see the target's logits",
+)
+def attach(module: ModuleType) -> None:
+    """Wrap `GPUModelRunner.__init__`; the runner's attribute `isd` is the proposer, or absent."""
+    runner = module.GPUModelRunner
+    original = expect_source(runner, "__init__", "create_custom_proposer", "self.rejection_sampler = RejectionSampler(")
+
+    @functools.wraps(original)
+    def __init__(self, *args, **kwargs):  # noqa: N807
+        original(self, *args, **kwargs)
+        from vllm_idlm.v1.proposer import ISDProposer
+
+        proposer = getattr(self, "drafter", None)
+        if isinstance(proposer, ISDProposer):
+            self.isd = proposer
+            proposer.attach(self)
+
+    runner.__init__ = __init__
+
+
+@patch(
+    "v1-begin-step",
+    _V1,
+    what="GPUModelRunner._update_states sees mask token ids where the scheduler says -1, and ISD plans its rows first",
+    why="towards the scheduler a mask slot is vLLM's own padding id -1; the model needs the mask token there",
+    removed_by="a proposer hook at the start of a step that may fill in speculative token ids",
+)
+def begin_step(module: ModuleType) -> None:
+    """Wrap `_update_states`; the scheduler's own lists are left as they are (in one process they are shared)."""
+    runner = module.GPUModelRunner
+    original = expect_source(runner, "_update_states", "scheduler_output.scheduled_spec_decode_tokens")
+
+    @functools.wraps(original)
+    def _update_states(self, scheduler_output):
+        isd = getattr(self, "isd", None)
+        if isd is None:
+            return original(self, scheduler_output)
+        slots = scheduler_output.scheduled_spec_decode_tokens
+        scheduler_output.scheduled_spec_decode_tokens = isd.begin_step(scheduler_output)
+        try:
+            return original(self, scheduler_output)
+        finally:
+            scheduler_output.scheduled_spec_decode_tokens = slots
+
+    runner._update_states = _update_states
+
+
+@patch(
+    "v1-row-near-the-end",
+    _V1,
+    what="GPUModelRunner._input_fits_in_drafter is true for ISD",
+    why="it turns drafting off for the whole batch when one request nears max_model_len; ISD's slots are cut "
+    "per request by the scheduler, and a proposer that is not called could not keep its records",
+    removed_by="a per-request check, or a proposer that declares it needs no check",
+)
+def row_near_the_end(module: ModuleType) -> None:
+    """Wrap `_input_fits_in_drafter`."""
+    runner = module.GPUModelRunner
+    original = expect(runner, "_input_fits_in_drafter", "self", "common_attn_metadata")
+
+    @functools.wraps(original)
+    def _input_fits_in_drafter(self, common_attn_metadata):
+        if getattr(self, "isd", None) is not None:
+            return common_attn_metadata is not None
+        return original(self, common_attn_metadata)
+
+    runner._input_fits_in_drafter = _input_fits_in_drafter
+
+
+@patch(
+    "v1-gated-lora",
+    _V1,
+    what="GPUModelRunner.set_active_loras maps the draft adapter to the rows of mask slots",
+    why="vLLM maps adapters per request; the gate of R-ISD is per row",
+    removed_by="a per-token adapter mapping that a proposer can set",
+)
+def gated_lora(module: ModuleType) -> None:
+    """Override `set_active_loras` (from LoRAModelRunnerMixin) in the runner."""
+    runner = module.GPUModelRunner
+    original = expect(runner, "set_active_loras", "self", "input_batch", "num_scheduled_tokens", "num_sampled_tokens")
+    expect(runner, "_set_active_loras", "self", "prompt_lora_mapping", "token_lora_mapping", "lora_requests")
+
+    @functools.wraps(original)
+    def set_active_loras(self, input_batch, num_scheduled_tokens, num_sampled_tokens=None, *args, **kwargs):
+        isd = getattr(self, "isd", None)
+        if isd is None or isd.draft_lora is None or num_sampled_tokens is None:
+            return original(self, input_batch, num_scheduled_tokens, num_sampled_tokens, *args, **kwargs)
+        logits, tokens = isd.lora_mapping(input_batch, num_scheduled_tokens, num_sampled_tokens)
+        requests = {isd.draft_lora, *input_batch.lora_id_to_lora_request.values()}
+        return self._set_active_loras(tuple(logits.tolist()), tuple(tokens.tolist()), requests)
+
+    runner.set_active_loras = set_active_loras
+
+
+@patch(
+    "logits-processors",
+    _V1,
+    what="with ISD the runner builds every built-in logits processor (min tokens, logit bias, min p)",
+    why="under speculation vLLM builds min tokens alone, because its rejection sampler ignores the others",
+    removed_by="a rejection sampler in vLLM that applies every logits processor",
+)
+def logits_processors(module: ModuleType) -> None:
+    """Wrap the runner module's `build_logitsprocs`."""
+    original = expect(module, "build_logitsprocs", "vllm_config", "device", "is_pin_memory", "is_pooling_model")
+
+    @functools.wraps(original)
+    def build_logitsprocs(vllm_config, device, is_pin_memory, is_pooling_model, custom_logitsprocs=()):
+        from vllm_idlm import settings
+
+        if settings.of(vllm_config) is None or custom_logitsprocs:
+            return original(vllm_config, device, is_pin_memory, is_pooling_model, custom_logitsprocs)
+        from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
+
+        return LogitsProcessors(p(vllm_config, device, is_pin_memory) for p in BUILTIN_LOGITS_PROCESSORS)
+
+    module.build_logitsprocs = build_logitsprocs
+
+
+@patch(
+    "cpu-seeded-chunks",
+    _V1,
+    what="on the CPU a seeded request's generator is put back after a prompt chunk by its state, not by its offset",
+    why="a CPU generator has no offset: a seeded request with a chunked prompt kills vLLM's CPU engine (plain too)",
+    removed_by="GPUModelRunner._bookkeeping_sync not calling get_offset on CPU generators",
+)
+def cpu_seeded_chunks(module: ModuleType) -> None:
+    """Wrap `_sample` and `_bookkeeping_sync`, in runners with ISD on a device whose generators have no offset."""
+    runner = module.GPUModelRunner
+    sample = expect(runner, "_sample", "self", "logits", "spec_decode_metadata")
+    bookkeeping = expect_source(runner, "_bookkeeping_sync", "gen.get_offset()")
+
+    def unfinished(self) -> list[int]:
+        """Seeded requests of this step that are still in their prompt: their draw does not count."""
+        if getattr(self, "isd", None) is None or not _generators_lack_offset(self.device):
+            return []
+        discard = self.discard_request_mask.np[: self.input_batch.num_reqs]
+        return [i for i in discard.nonzero()[0].tolist() if i in self.input_batch.generators]
+
+    @functools.wraps(sample)
+    def _sample(self, *args, **kwargs):
+        states = {i: self.input_batch.generators[i].get_state() for i in unfinished(self)}
+        output = sample(self, *args, **kwargs)
+        for i, state in states.items():
+            self.input_batch.generators[i].set_state(state)
+        return output
+
+    @functools.wraps(bookkeeping)
+    def _bookkeeping_sync(self, *args, **kwargs):
+        hidden = {i: self.input_batch.generators.pop(i) for i in unfinished(self)}
+        try:
+            return bookkeeping(self, *args, **kwargs)
+        finally:
+            self.input_batch.generators.update(hidden)
+
+    runner._sample, runner._bookkeeping_sync = _sample, _bookkeeping_sync
+
+
+@functools.cache
+def _generators_lack_offset(device) -> bool:
+    """The self-test of `cpu-seeded-chunks`: whether this device's generators refuse `get_offset`."""
+    import torch
+
+    if device.type != "cpu":
+        return False
+    try:
+        torch.Generator(device).get_offset()
+    except RuntimeError:
+        return True
+    return False

@@ -1,0 +1,114 @@
+"""Ledger: the scheduler's side of mask slots, which it sees as its own padding id -1."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+from vllm_idlm.ledger.core import expect, expect_source, patch
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler"
+
+
+@patch(
+    "masks-are-no-drafts",
+    _SCHEDULER,
+    what="Scheduler.make_spec_decoding_stats counts real drafts only, and no cold forward",
+    why="vLLM counts every scheduled speculative slot as a draft; mask slots draft, they are not drafts",
+    removed_by="num_invalid_spec_tokens filled by vLLM for -1 slots also without asynchronous scheduling",
+)
+def masks_are_no_drafts(module: ModuleType) -> None:
+    """Wrap `update_from_output` (to count each request's -1 slots) and `make_spec_decoding_stats`."""
+    scheduler = module.Scheduler
+    update = expect_source(scheduler, "update_from_output", "num_invalid_spec_tokens=scheduler_output.num_invalid")
+    stats = expect(scheduler, "make_spec_decoding_stats", "self", "spec_decoding_stats", "num_draft_tokens")
+
+    @functools.wraps(update)
+    def update_from_output(self, scheduler_output, model_runner_output):
+        if _isd(self):
+            slots = scheduler_output.scheduled_spec_decode_tokens
+            scheduler_output.num_invalid_spec_tokens = {r: given.count(-1) for r, given in slots.items()}
+        return update(self, scheduler_output, model_runner_output)
+
+    @functools.wraps(stats)
+    def make_spec_decoding_stats(
+        self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+    ):
+        if _isd(self) and num_draft_tokens == (num_invalid_spec_tokens or {}).get(request_id, 0):
+            return spec_decoding_stats
+        return stats(
+            self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+        )
+
+    scheduler.update_from_output = update_from_output
+    scheduler.make_spec_decoding_stats = make_spec_decoding_stats
+
+
+@patch(
+    "draft-lora-slot",
+    _SCHEDULER,
+    what="the scheduler counts the users' LoRA slots, not the draft adapter's",
+    why="vLLM's max_loras includes the slot that the draft adapter holds for good; a batch that used it would evict it",
+    removed_by="reserved LoRA slots in vLLM's LoRAConfig",
+)
+def draft_lora_slot(module: ModuleType) -> None:
+    """Wrap `Scheduler.__init__`."""
+    import copy
+
+    scheduler = module.Scheduler
+    original = expect_source(scheduler, "__init__", "self.lora_config = vllm_config.lora_config")
+
+    @functools.wraps(original)
+    def __init__(self, *args, **kwargs):  # noqa: N807
+        original(self, *args, **kwargs)
+        from vllm_idlm.engine_args import USER_LORAS
+
+        if _isd(self) and self.lora_config is not None:
+            self.lora_config = copy.copy(self.lora_config)
+            self.lora_config.max_loras = self.vllm_config.additional_config[USER_LORAS]
+
+    scheduler.__init__ = __init__
+
+
+@patch(
+    "grammar-keeps-slots",
+    "vllm.v1.structured_output",
+    what="StructuredOutputManager.validate_tokens leaves ISD's slots alone",
+    why="it strips the masks, which ends in plain decoding; and dropping a draft because it breaks the grammar biases "
+    "sampled output: such a draft must be rejected (its p is 0 under the grammar mask) and resampled from the residual",
+    removed_by="validation that pads with -1 and leaves rejection to the sampler, as asynchronous scheduling half does",
+)
+def grammar_keeps_slots(module: ModuleType) -> None:
+    """Wrap `validate_tokens`, and `grammar_bitmask` to see -1 from the first draft on that breaks the grammar.
+
+    The row of such a draft gets its mask like any other (so its p is 0); the rows behind it are never emitted from.
+    """
+    manager = module.StructuredOutputManager
+    validate = expect(manager, "validate_tokens", "self", "request", "spec_tokens")
+    bitmask = expect(manager, "grammar_bitmask", "self", "requests", "structured_output_request_ids")
+    expect_source(manager, "grammar_bitmask", "apply_bitmask = not seen_padding", "if token == -1:")
+
+    @functools.wraps(validate)
+    def validate_tokens(self, request, spec_tokens):
+        return spec_tokens if _isd(self) else validate(self, request, spec_tokens)
+
+    @functools.wraps(bitmask)
+    def grammar_bitmask(self, requests, structured_output_request_ids, scheduled_spec_decode_tokens):
+        if _isd(self):
+            slots = dict(scheduled_spec_decode_tokens)
+            for request in structured_output_request_ids:
+                if given := slots.get(request):
+                    valid = validate(self, requests[request], given)
+                    slots[request] = [*valid, *[-1] * (len(given) - len(valid))]
+            scheduled_spec_decode_tokens = slots
+        return bitmask(self, requests, structured_output_request_ids, scheduled_spec_decode_tokens)
+
+    manager.validate_tokens, manager.grammar_bitmask = validate_tokens, grammar_bitmask
+
+
+def _isd(owner) -> bool:
+    """Whether the engine that `owner` belongs to runs ISD."""
+    from vllm_idlm.settings import KEY
+
+    extra = owner.vllm_config.additional_config
+    return isinstance(extra, dict) and KEY in extra

@@ -1,0 +1,13 @@
+"""The `vllm.general_plugins` entry point: vLLM calls `register` in each of its processes before it builds anything."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Enter the patches of the ledger and the model architectures. Cheap, and safe to call any number of times.
+
+    Nothing heavy is imported here: patches apply when vLLM imports their module, architectures are named by string.
+    """
+    from vllm_idlm import ledger
+
+    ledger.install()

@@ -1,0 +1,140 @@
+"""The settings of ISD: what may stand beside `"method": "isd"` in vLLM's `speculative_config`.
+
+`parse` turns what the user wrote into `ISDSettings` or refuses it with the setting, the value, what is allowed and the
+fix. The settings travel to every process of vLLM as plain JSON in `VllmConfig.additional_config["isd"]`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+METHOD = "isd"
+KEY = "isd"  # the key of our settings in VllmConfig.additional_config
+
+# Fields that vLLM or its CLI's split flags put into speculative_config, and what ISD says instead.
+_NOT_OURS = {
+    "model": 'ISD drafts with the served model itself; a gated adapter is given by "lora"',
+    "num_speculative_tokens": 'say "n": the stride, one more than the drafts of a forward (or --spec-tokens n-1)',
+}
+
+
+class SettingsError(ValueError):
+    """A wrong ISD setting: the message names it, its value, what is allowed and the fix."""
+
+
+class ISDSettings(BaseModel):
+    """Settings of introspective strided decoding."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    n: int = Field(4, ge=2, le=16, description="Stride: the most tokens one forward can yield; n - 1 mask slots draft.")
+    mask_token_id: int | None = Field(
+        None,
+        ge=0,
+        description="Id of the token in mask slots. Default: the zoo entry's, else the adapter's isd.json, else "
+        "mask_token_id in the checkpoint's config.json.",
+    )
+    lora: str | None = Field(
+        None,
+        description="Folder or hub id of the gated LoRA adapter (peft format) active at mask slots only (R-ISD). "
+        "Default: the zoo entry's; without one the served weights draft by themselves (a full I-DLM).",
+    )
+    draft_sampling: Literal["probabilistic", "greedy"] = Field(
+        "probabilistic",
+        description="How drafts are drawn for sampled requests: from its own temperature, top-k and top-p, or "
+        "as the most probable token (then verified as a one-hot proposal, which is exact too).",
+    )
+    verify: Literal["standard"] = Field(
+        "standard", description="Verification rule: standard speculative sampling (exact)."
+    )
+
+    @property
+    def masks(self) -> int:
+        """Mask slots of a full row: n - 1."""
+        return self.n - 1
+
+    @property
+    def slots(self) -> int:
+        """Most slots behind the pending token: n - 1 drafts and n - 1 masks."""
+        return 2 * (self.n - 1)
+
+
+def _refusal(error: ValidationError, given: dict[str, Any]) -> str:
+    lines = []
+    for item in error.errors():
+        name = str(item["loc"][0]) if item["loc"] else "speculative_config"
+        if item["type"] == "extra_forbidden":
+            allowed = sorted(ISDSettings.model_fields)
+            near = difflib.get_close_matches(name, allowed, 1)
+            fix = _NOT_OURS.get(name) or (f'did you mean "{near[0]}"?' if near else "remove it")
+            lines.append(f'"{name}" ({given.get(name)!r}) is no ISD setting; allowed are {", ".join(allowed)}; {fix}')
+        else:
+            field = ISDSettings.model_fields[name]
+            lines.append(f'"{name}": {given.get(name)!r} is not allowed: {item["msg"]}. {field.description}')
+    return "speculative_config, method isd: " + "; ".join(lines)
+
+
+def is_isd(config: dict[str, Any] | None, spec_method: str | None = None) -> bool:
+    """Whether the user asked for ISD, in `speculative_config` or by `--spec-method`."""
+    return (config or {}).get("method") == METHOD or spec_method == METHOD
+
+
+def parse(config: dict[str, Any], defaults: dict[str, Any] | None = None) -> ISDSettings:
+    """Settings from a `speculative_config` of method isd; `defaults` (a zoo entry's) stand under what the user gave.
+
+    Raises SettingsError, naming the setting, its value, what is allowed and the fix.
+    """
+    given = {key.replace("-", "_"): value for key, value in config.items() if key != "method"}
+    merged = {**(defaults or {}), **given}
+    try:
+        return ISDSettings(**merged)
+    except ValidationError as error:
+        raise SettingsError(_refusal(error, merged)) from None
+
+
+def of(vllm_config: Any) -> ISDSettings | None:
+    """The ISD settings of a running engine, or None where it runs without ISD."""
+    extra = getattr(vllm_config, "additional_config", None)
+    return ISDSettings(**extra[KEY]) if isinstance(extra, dict) and KEY in extra else None
+
+
+def adapter_record(lora: str) -> dict[str, Any]:
+    """What `isd.json` beside an adapter says (stride, mask token id, how it was trained); {} without that file."""
+    path = Path(lora) / "isd.json"
+    if not path.is_file():
+        return {}
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise SettingsError(
+            f"{path} is not JSON ({error}); restore it from the adapter's source or remove it"
+        ) from None
+
+
+def complete(settings: ISDSettings, hf_config: Any, vocab_size: int) -> ISDSettings:
+    """`settings` with the mask token id from the adapter or the checkpoint, checked against the vocabulary.
+
+    Raises SettingsError when no mask token id is known or it lies outside the vocabulary.
+    """
+    found, source = settings.mask_token_id, "mask_token_id"
+    if found is None and settings.lora:
+        found, source = adapter_record(settings.lora).get("mask_token_id"), f"{settings.lora}/isd.json"
+    if found is None:
+        found, source = getattr(hf_config, "mask_token_id", None), "the checkpoint's config.json"
+    if found is None:
+        raise SettingsError(
+            'speculative_config, method isd: "mask_token_id" is not known: neither the settings, nor the adapter\'s '
+            "isd.json, nor the checkpoint's config.json name it. Give the id of the token it was trained to fill "
+            'in, for example {"method": "isd", "mask_token_id": 151669} for the Qwen3-based I-DLM checkpoints'
+        )
+    if not 0 <= int(found) < vocab_size:
+        raise SettingsError(
+            f'speculative_config, method isd: "mask_token_id" {found} (from {source}) is not in the vocabulary: allowed '
+            f"are 0..{vocab_size - 1}. Is this the model that the mask token belongs to?"
+        )
+    return settings.model_copy(update={"mask_token_id": int(found)})

@@ -1,0 +1,52 @@
+"""What ISD's forwards did, counted where they are known: in the worker, after each step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from vllm_idlm.proposers.state import Row, all_accepted
+
+
+@dataclass
+class ISDStats:
+    """Counts since the last reset, over all requests. TPF = emitted / forwards (of decode; prefill not counted)."""
+
+    accepted_all: int = 0  # verify forwards that accepted every draft
+    rejected: int = 0  # verify forwards that rejected one
+    cold: int = 0  # decode forwards without drafts
+    emitted: int = 0  # tokens emitted by decode forwards
+    drafted_per_position: list[int] = field(default_factory=list)  # verified drafts, by place in the row
+    accepted_per_position: list[int] = field(default_factory=list)
+    seconds: float = 0.0  # host time spent in ISD's own code
+    steps: int = 0  # engine steps that ISD's code ran in
+    trace: dict[str, list[dict]] | None = None  # per request, forward by forward; None: not recorded
+
+    def observe(self, request: str, row: Row, tokens: list[int]) -> None:
+        """Count one decode forward of `request` over `row` that emitted `tokens`."""
+        k = len(row.drafts)
+        if k == 0:
+            self.cold += 1
+        elif all_accepted(row, len(tokens)):
+            self.accepted_all += 1
+        else:
+            self.rejected += 1
+        self.emitted += len(tokens)
+        while len(self.drafted_per_position) < k:
+            self.drafted_per_position.append(0)
+            self.accepted_per_position.append(0)
+        for place in range(k):
+            self.drafted_per_position[place] += 1
+            self.accepted_per_position[place] += place < len(tokens) - 1
+        if self.trace is not None:
+            record = {
+                "drafts": list(row.drafts),
+                "masks": row.masks,
+                "accepted": len(tokens) - 1,
+                "tokens": list(tokens),
+            }
+            self.trace.setdefault(request, []).append(record)
+
+    def as_dict(self) -> dict:
+        """Plain numbers, with `forwards` and `tpf` (None before the first forward) worked out."""
+        forwards = self.accepted_all + self.rejected + self.cold
+        return {**asdict(self), "forwards": forwards, "tpf": self.emitted / forwards if forwards else None}

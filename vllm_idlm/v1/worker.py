@@ -1,0 +1,23 @@
+"""Methods that ISD adds to vLLM's workers, by vLLM's own `worker_extension_cls`; call them by `collective_rpc`."""
+
+from __future__ import annotations
+
+
+class ISDWorkerExtension:
+    """Mixed into vLLM's worker class. `llm.collective_rpc("isd_stats")` returns one dictionary a worker."""
+
+    def isd_stats(self, reset: bool = False) -> dict | None:
+        """The counts since the last reset (see `vllm_idlm.v1.stats.ISDStats`); None in a worker that does not sample."""
+        isd = getattr(self.model_runner, "isd", None)
+        if isd is None:
+            return None
+        result = isd.stats.as_dict()
+        if reset:
+            isd.reset_stats()
+        return result
+
+    def isd_trace(self, on: bool = True) -> None:
+        """Start (or stop) recording every forward of every request in the stats; for tests and debugging."""
+        isd = getattr(self.model_runner, "isd", None)
+        if isd is not None:
+            isd.stats.trace = {} if on else None
