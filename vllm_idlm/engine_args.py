@@ -22,6 +22,13 @@ USER_LORAS = "isd_user_loras"  # additional_config: LoRA slots that requests may
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks
 
 
+def prepare(args: Any) -> None:
+    """What `args` must hold before vLLM builds any of its configuration: the zoo entry's model, our worker methods."""
+    apply_zoo(args)
+    if asked(args) and not args.worker_extension_cls:
+        args.worker_extension_cls = WORKER_EXTENSION
+
+
 def apply_zoo(args: Any) -> None:
     """If `args.model` is a name of the model zoo, put the entry's model and its engine settings into `args`.
 
@@ -70,8 +77,6 @@ def apply_isd(args: Any, model_config: Any) -> None:
     args.additional_config = {**(args.additional_config or {}), KEY: settings.model_dump(), USER_LORAS: user_loras}
     args.speculative_config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": settings.slots}
     args.spec_method = args.spec_tokens = None
-    if not args.worker_extension_cls:
-        args.worker_extension_cls = WORKER_EXTENSION
 
 
 def _zoo_defaults(entry: Any) -> dict[str, Any]:

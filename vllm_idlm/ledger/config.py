@@ -22,9 +22,9 @@ def zoo_names(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def create_engine_config(self, *args, **kwargs):
-        from vllm_idlm.engine_args import apply_zoo
+        from vllm_idlm.engine_args import prepare
 
-        apply_zoo(self)
+        prepare(self)
         return original(self, *args, **kwargs)
 
     @functools.wraps(offline)

@@ -59,10 +59,9 @@ class ISDSampler(nn.Module):
         plain = as_plain_rows(sampling, layout) if needs_processing(sampling) else None
         if plain is not None:
             anchors = self.sampler.apply_logits_processors(anchors, plain, False)
-        best = None if sampling.all_random else self.sampler.greedy_sample(anchors)
         if not sampling.all_greedy:
             anchors = _constrain(anchors, sampling, layout)
-        verdict = self._verify(anchors, best, rows, layout, sampling)
+        verdict = self._verify(anchors, rows, sampling)
         reported = raw if raw is not None else anchors
         return SamplerOutput(
             sampled_token_ids=verdict.tokens.to(torch.int32),
@@ -77,11 +76,11 @@ class ISDSampler(nn.Module):
         # vLLM's memory profiling: no requests, made-up drafts. Use as much memory as a full step would.
         return [Row(drafts=[0] * (s - s // 2), masks=s // 2) for s in slots]
 
-    def _verify(self, logits: torch.Tensor, best: Any, rows: list[Row], layout: Rows, sampling: Any) -> Verdict:
+    def _verify(self, logits: torch.Tensor, rows: list[Row], sampling: Any) -> Verdict:
         counts = [len(row.drafts) for row in rows]
         device = logits.device
         drafts = torch.tensor([d for row in rows for d in row.drafts], dtype=torch.int64, device=device)
-        options: dict[str, Any] = {"argmax": best}
+        options: dict[str, Any] = {}
         if not sampling.all_greedy:
             options["greedy"] = sampling.temperature == 0
             options["uniform"] = noise.uniform(counts, sampling.generators, device)

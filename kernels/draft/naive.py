@@ -1,0 +1,129 @@
+"""Drafting in plain torch: draw each draft from the proposal `q`, and hand back `q` for verification.
+
+Speculative sampling (arXiv 2211.17192) is exact for any proposal, provided the draft was drawn from the very `q` that
+verification divides by. `propose` therefore returns the logits it drew from, with the options already in them:
+
+    q = softmax(top_p(top_k(ban_mask(logits) / temperature)))
+
+A draw is an exponential race: `argmax_v w(v) / e(v)` with independent `e(v) ~ Exp(1)` falls on `v` with probability
+`w(v) / sum(w)`. The noise is the caller's, so the same noise gives the same drafts whatever else is in the batch.
+
+Works on any device, without a loop over rows. On CUDA nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_CANDIDATES = 256  # how many of the largest logits are tried before a whole row is sorted for top-p
+
+
+class Proposal(NamedTuple):
+    """Drafts and the distribution they were drawn from."""
+
+    drafts: Tensor  # [M] int64
+    logits: Tensor | None  # [M, V] float32, q = softmax(logits); None: the drafts are argmaxes, q is one-hot
+
+
+def race(weights: Tensor, exponential: Tensor) -> Tensor:
+    """Draw an index of each row with probability proportional to its weight.
+
+    weights [B, V] float32 >= 0 (overwritten), exponential [B, V] float32 Exp(1) noise; returns [B] int64. An index of
+    weight 0 is never drawn unless the whole row is 0.
+    """
+    return weights.div_(exponential.clamp_min(torch.finfo(exponential.dtype).tiny)).argmax(-1)
+
+
+def propose(
+    logits: Tensor,
+    *,
+    mask_token_id: int,
+    greedy: Tensor | None = None,
+    temperature: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+    exponential: Tensor | None = None,
+) -> Proposal:
+    """Draw one draft from each row of mask-slot logits. `logits` is overwritten and returned as `q`'s logits.
+
+    logits:         [M, V] float32, of the mask slots, M >= 0.
+    mask_token_id:  banned from q (logit -inf): a draft is never the mask token. `p` is not touched by this.
+    greedy:         [M] bool, rows that take the argmax (lowest index at a tie); None: all rows, and `logits` of the
+                    result is None (a one-hot q). The other options are then not read.
+    temperature:    [M] float32 > 0 (ignored at greedy rows), or None for 1.
+    top_k:          [M] int, keeps the k largest and every tie with the k-th; k <= 0 or k >= V keeps all; None: no row.
+    top_p:          [M] float32 in (0, 1], keeps the fewest largest whose sum reaches p, at least one, after top_k;
+                    None: no row.
+    exponential:    [M, V] float32 Exp(1) noise, needed unless greedy is None; independent of verification's noise.
+
+    Memory: one further [M, V] float32 (two with top_p). Raises ValueError for a mask token outside the vocabulary or
+    for missing noise.
+    """
+    _check(logits, mask_token_id, greedy, exponential)
+    logits[:, mask_token_id] = float("-inf")
+    if greedy is None:
+        return Proposal(logits.argmax(-1), None)
+    best = logits.argmax(-1)
+    if temperature is not None:
+        logits.div_(temperature.masked_fill(greedy, 1.0).to(logits.dtype).unsqueeze(1))
+    if top_k is not None:
+        keep_top_k(logits, top_k)
+    if top_p is not None:
+        keep_top_p(logits, top_p)
+    return Proposal(torch.where(greedy, best, race(logits.softmax(-1), exponential)), logits)
+
+
+def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
+    """Set to -inf, in place, what is smaller than the k-th largest of its row. logits [M, V], top_k [M] int."""
+    rows, vocab = logits.shape
+    if rows == 0:
+        return logits
+    off = (top_k <= 0) | (top_k >= vocab)
+    k = top_k.to(torch.int64).masked_fill(off, 1)
+    # The greatest k is known for free on the CPU only; elsewhere reading it would wait for the device.
+    largest = logits.topk(int(k.max()), -1).values if logits.is_cpu else logits.sort(-1, descending=True).values
+    kth = largest.gather(1, k.unsqueeze(1) - 1).masked_fill_(off.unsqueeze(1), float("-inf"))
+    return logits.masked_fill_(logits < kth, float("-inf"))
+
+
+def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
+    """Set to -inf, in place, all but the fewest largest probabilities that sum to at least p; never the largest.
+
+    logits [M, V] float32, top_p [M] float32. At a tie for the last place the sort decides, as in vLLM.
+    """
+    rows, vocab = logits.shape
+    if rows == 0:
+        return logits
+    off = (top_p >= 1).unsqueeze(1)  # a float32 sum can reach 1 before its last term, so p = 1 is not left to the sum
+    bound = top_p.unsqueeze(1)
+    probabilities = logits.softmax(-1)
+    # A few candidates mostly reach p; whether they do can be asked for free on the CPU only.
+    count = min(_CANDIDATES, vocab) if logits.is_cpu else vocab
+    kept, index, covered = _covered(probabilities, bound, count)
+    if count < vocab and not bool((covered | off).all()):
+        kept, index, _ = _covered(probabilities, bound, vocab)
+    keep = off.repeat(1, vocab).scatter_(1, index, kept | off)
+    return logits.masked_fill_(~keep, float("-inf"))
+
+
+def _covered(probabilities: Tensor, bound: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the `count` largest: which are kept [M, count], their tokens [M, count], and whether p is reached [M, 1]."""
+    largest, index = probabilities.topk(count, -1)
+    total = largest.cumsum(-1)
+    kept = total - largest < bound
+    kept[:, 0] = True
+    return kept, index, total[:, -1:] >= bound
+
+
+def _check(logits: Tensor, mask_token_id: int, greedy: Tensor | None, exponential: Tensor | None) -> None:
+    vocab = logits.shape[-1]
+    if not 0 <= mask_token_id < vocab:
+        raise ValueError(
+            f"mask_token_id={mask_token_id}: must be in 0..{vocab - 1} (the logits' vocabulary). "
+            "Set it to the token the model was trained to fill in."
+        )
+    if greedy is not None and exponential is None:
+        raise ValueError("exponential=None: sampled drafts need [M, V] Exp(1) noise. Pass it, or greedy=None.")

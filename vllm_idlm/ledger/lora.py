@@ -1,0 +1,84 @@
+"""Ledger: LoRA of selected rows on vLLM's CPU build, for engines that run ISD; any other engine keeps vLLM's own."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+
+from vllm_idlm.ledger.core import expect, expect_source, patch
+
+WRAPPER = "vllm_idlm.punica.RowPunicaWrapper"
+_CPU = "vllm.platforms.cpu"
+
+
+@patch(
+    "cpu-row-lora",
+    _CPU,
+    what="CpuPlatform.get_punica_wrapper names our wrapper while an engine with ISD builds its LoRA layers",
+    why="vLLM's CPU LoRA adds the last slot's adapter to rows that have none, overflows on alternating rows, and copies "
+    "the weights for every token; a gated adapter needs the clean rows untouched and the others cheap",
+    removed_by="a CPU LoRA kernel in vLLM that selects rows",
+)
+def cpu_row_lora(module: ModuleType) -> None:
+    """Wrap the class method `get_punica_wrapper`, which is called while the worker's configuration is current."""
+    platform = module.CpuPlatform
+    original = expect(platform, "get_punica_wrapper", "cls")
+
+    @functools.wraps(original)
+    def get_punica_wrapper(cls):
+        from vllm.config import get_current_vllm_config_or_none
+
+        return WRAPPER if _isd(get_current_vllm_config_or_none()) else original(cls)
+
+    platform.get_punica_wrapper = classmethod(get_punica_wrapper)
+
+
+@patch(
+    "cpu-compiled-lora",
+    _CPU,
+    what="CpuPlatform.check_and_update_config leaves torch.compile on with LoRA when the engine runs ISD",
+    why="vLLM's CPU LoRA cannot be traced, so vLLM turns the compiler off; ours is one op that can, and eager mode "
+    "nearly doubles the time of a forward",
+    removed_by="a CPU LoRA in vLLM that torch.compile can trace",
+)
+def cpu_compiled_lora(module: ModuleType) -> None:
+    """Wrap the class method `check_and_update_config`: give back the compilation mode it has without LoRA."""
+    platform = module.CpuPlatform
+    original = expect_source(
+        platform,
+        "check_and_update_config",
+        "compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE",
+        "if vllm_config.lora_config is not None:\n            compilation_config.mode = CompilationMode.NONE\n",
+    )
+
+    @functools.wraps(original)
+    def check_and_update_config(cls, vllm_config):
+        from vllm.config import CompilationMode
+
+        asked = vllm_config.compilation_config.mode
+        original(cls, vllm_config)
+        if vllm_config.lora_config is not None and _isd(vllm_config):
+            once = asked == CompilationMode.VLLM_COMPILE  # which is what CPU makes of it
+            vllm_config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE if once else asked
+
+    platform.check_and_update_config = classmethod(check_and_update_config)
+
+
+def _isd(vllm_config) -> bool:
+    from vllm_idlm import settings
+
+    return vllm_config is not None and settings.of(vllm_config) is not None
+
+
+def stock_touches_other_rows() -> bool:
+    """Self-test: whether vLLM's own CPU wrapper changes a row without an adapter that shares a batch with one with."""
+    import torch
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    wrapper = PunicaWrapperCPU(8, 8, "cpu")
+    wrapper.update_metadata(LoRAMapping((0, 1), (0, 1), is_prefill=True), [1], 2, 8)
+    a, b = torch.ones(1, 1, 1, 4), torch.ones(1, 1, 4, 1)
+    y = torch.zeros(2, 4)
+    wrapper.add_lora_linear(y, torch.ones(2, 4), (a,), (b,), 1.0, (4,))
+    return bool(y[0].any())
