@@ -1,0 +1,26 @@
+"""Engines run in the test's own process (tests reach into them), in float32 and eagerly unless a test says otherwise."""
+
+import os
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smol() -> str:
+    """Folder of the embedded SmolLM2-135M-Instruct checkpoint (dequantised on first use)."""
+    from vllm_idlm import embedded
+
+    return str(embedded.ensure(progress=False))
+
+
+@pytest.fixture(scope="session")
+def adapter() -> str:
+    """Folder of the shipped gated adapter for it."""
+    from vllm_idlm import zoo
+
+    return zoo.load("smollm2-135m-risd").lora_path()

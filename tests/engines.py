@@ -1,0 +1,54 @@
+"""Real vLLM engines for tests: started once per set of options, kept for the session, at most a few at a time."""
+
+from __future__ import annotations
+
+import gc
+from collections import OrderedDict
+from typing import Any
+
+MASK = 16  # SmolLM2's mask token: an id its tokenizer reserves
+_KEEP = 3
+_ENGINES: OrderedDict[str, Any] = OrderedDict()
+
+
+def engine(model: str, **options: Any) -> Any:
+    """A vllm.LLM in this process: float32, eager, a small KV cache, unless `options` say otherwise."""
+    key = repr((model, sorted(options.items(), key=str)))
+    if key not in _ENGINES:
+        from vllm import LLM
+
+        while len(_ENGINES) >= _KEEP:
+            _ENGINES.popitem(last=False)
+            gc.collect()
+        defaults = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": 200_000_000,
+            "max_model_len": 512,
+            "max_num_seqs": 16,
+            "disable_log_stats": True,
+        }
+        _ENGINES[key] = LLM(model, **{**defaults, **options})
+    _ENGINES.move_to_end(key)
+    return _ENGINES[key]
+
+
+def isd(n: int = 4, **settings: Any) -> dict[str, Any]:
+    """A speculative_config that asks for ISD."""
+    return {"method": "isd", "n": n, **settings}
+
+
+def tokens(outputs: list[Any]) -> list[list[list[int]]]:
+    """Token ids of every completion of every request."""
+    return [[list(completion.token_ids) for completion in output.outputs] for output in outputs]
+
+
+def proposer(llm: Any) -> Any:
+    """The ISDProposer of an in-process engine."""
+    core = llm.llm_engine.engine_core.engine_core
+    return core.model_executor.driver_worker.worker.model_runner.isd
+
+
+def stats(llm: Any, reset: bool = True) -> dict[str, Any]:
+    """ISD's counts since the last reset."""
+    return llm.collective_rpc("isd_stats", args=(reset,))[0]
