@@ -18,7 +18,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [
     ("max-tokens-6", "Count from one to ten.", {"max_tokens": 6}),
     ("natural-stop", "Say only: yes.", {"max_tokens": 64}),
     ("stop-string", "Count from one to ten.", {"max_tokens": 60, "stop": ["5", "seven"]}),
-    ("stop-string-kept", "Count from one to ten.", {"max_tokens": 60, "stop": ["4"], "include_stop_str_in_output": True}),
+    (
+        "stop-string-kept",
+        "Count from one to ten.",
+        {"max_tokens": 60, "stop": ["4"], "include_stop_str_in_output": True},
+    ),
     ("stop-token", "List three fruits.", {"max_tokens": 60, "stop_token_ids": [198]}),
     ("ignore-eos", "Say only: yes.", {"max_tokens": 40, "ignore_eos": True}),
     ("min-tokens", "Say only: yes.", {"max_tokens": 40, "min_tokens": 25}),

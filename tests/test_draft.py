@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.stats import chi_square
-
 from vllm_idlm.kernels.draft import propose
 from vllm_idlm.kernels.draft.naive import keep_top_k, keep_top_p
+
+from tests.stats import chi_square
 
 ALPHA = 0.01
 SAMPLES = 200_000

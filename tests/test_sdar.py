@@ -9,6 +9,7 @@ pytestmark = pytest.mark.vllm
 
 VOCAB = 300
 MASK = 299
+THETA = 1_000_000.0
 PROMPTS = [[5, 17, 200, 3, 299, 42], [7], list(range(1, 41))]
 
 
@@ -28,6 +29,7 @@ def checkpoint(tmp_path_factory):
         num_key_value_heads=2,
         head_dim=32,
         max_position_embeddings=512,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
         initializer_range=0.2,  # spreads the logits, so that a wrong weight shows
         tie_word_embeddings=False,
         eos_token_id=0,
@@ -45,7 +47,7 @@ def checkpoint(tmp_path_factory):
             "AutoModel": "modeling_sdar.SDARModel",
             "AutoModelForCausalLM": "modeling_sdar.SDARForCausalLM",
         },
-        "rope_theta": 1000000.0,
+        "rope_theta": THETA,
         "rope_scaling": None,
         "torch_dtype": "float32",
         "mask_token_id": MASK,

@@ -56,11 +56,16 @@ def write_tiny(
     for name, weight in model.named_parameters():
         if weight.dim() == 1:  # norms stay at 1
             continue
-        fan_in = 1 if name.endswith("embed_tokens.weight") else weight.shape[1]
-        gain = scale if name.startswith("lm_head") else 1.0
-        nn.init.normal_(weight, std=gain * fan_in**-0.5, generator=generator)
+        nn.init.normal_(weight, std=_std(name, weight, scale), generator=generator)
     model.save_pretrained(str(path), safe_serialization=True)
     return Path(path)
+
+
+def _std(name: str, weight: torch.Tensor, scale: float) -> float:
+    """Small embeddings and strong layers, so that the whole context counts and greedy decoding does not soon repeat."""
+    if name.endswith("embed_tokens.weight"):
+        return 0.1
+    return (scale if name.startswith("lm_head") else 2.0) * weight.shape[1] ** -0.5
 
 
 def load_tiny(path: str | Path) -> nn.Module:

@@ -18,7 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_CANDIDATES = 256  # how many of the largest logits are tried before a whole row is sorted for top-p
+_CANDIDATES = (256, 4096)  # how many of the largest logits are tried before whole rows are sorted for top-p
+# Elements of a temporary. Rows are taken in pieces of about this size: on a CPU 4 MiB stay in the cache and are served
+# again by the allocator, where [R, V] at once would be fresh pages each step; a GPU wants few and large launches.
+_PIECE_CPU, _PIECE_GPU = 1 << 20, 1 << 26
 
 
 class Proposal(NamedTuple):
@@ -35,6 +38,11 @@ def race(weights: Tensor, exponential: Tensor) -> Tensor:
     weight 0 is never drawn unless the whole row is 0.
     """
     return weights.div_(exponential.clamp_min(torch.finfo(exponential.dtype).tiny)).argmax(-1)
+
+
+def rows_of_piece(logits: Tensor) -> int:
+    """How many rows of logits [.., V] to take at a time, at least 1."""
+    return max(1, (_PIECE_CPU if logits.is_cpu else _PIECE_GPU) // logits.shape[1])
 
 
 def propose(
@@ -59,8 +67,8 @@ def propose(
                     None: no row.
     exponential:    [M, V] float32 Exp(1) noise, needed unless greedy is None; independent of verification's noise.
 
-    Memory: one further [M, V] float32 (two with top_p). Raises ValueError for a mask token outside the vocabulary or
-    for missing noise.
+    Memory: two temporaries of one piece of rows (4 MiB each on a CPU, 256 MiB on a GPU); top_k and top_p need up to
+    three [M, V] float32 more. Raises ValueError for a mask token outside the vocabulary or for missing noise.
     """
     _check(logits, mask_token_id, greedy, exponential)
     logits[:, mask_token_id] = float("-inf")
@@ -73,7 +81,10 @@ def propose(
         keep_top_k(logits, top_k)
     if top_p is not None:
         keep_top_p(logits, top_p)
-    return Proposal(torch.where(greedy, best, race(logits.softmax(-1), exponential)), logits)
+    rows = rows_of_piece(logits)
+    pieces = zip(logits.split(rows), exponential.split(rows), strict=True)
+    drawn = torch.cat([race(piece.softmax(-1), noise) for piece, noise in pieces])
+    return Proposal(torch.where(greedy, best, drawn), logits)
 
 
 def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
@@ -90,7 +101,7 @@ def keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
-    """Set to -inf, in place, all but the fewest largest probabilities that sum to at least p; never the largest.
+    """Set to -inf, in place, all but the fewest largest probabilities that reach p; the largest always stays.
 
     logits [M, V] float32, top_p [M] float32. At a tie for the last place the sort decides, as in vLLM.
     """
@@ -101,15 +112,15 @@ def keep_top_p(logits: Tensor, top_p: Tensor) -> Tensor:
     bound = top_p.unsqueeze(1)
     probabilities = logits.softmax(-1)
     # A few candidates mostly reach p; whether they do can be asked for free on the CPU only.
-    count = min(_CANDIDATES, vocab) if logits.is_cpu else vocab
-    kept, index, covered = _covered(probabilities, bound, count)
-    if count < vocab and not bool((covered | off).all()):
-        kept, index, _ = _covered(probabilities, bound, vocab)
+    for count in [*(c for c in _CANDIDATES if logits.is_cpu and c < vocab), vocab]:
+        kept, index, reached = _candidates(probabilities, bound, count)
+        if count == vocab or bool((reached | off).all()):
+            break
     keep = off.repeat(1, vocab).scatter_(1, index, kept | off)
     return logits.masked_fill_(~keep, float("-inf"))
 
 
-def _covered(probabilities: Tensor, bound: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+def _candidates(probabilities: Tensor, bound: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of the `count` largest: which are kept [M, count], their tokens [M, count], and whether p is reached [M, 1]."""
     largest, index = probabilities.topk(count, -1)
     total = largest.cumsum(-1)

@@ -26,11 +26,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from vllm_idlm.kernels.draft.naive import race
-
-# Elements of a temporary. Rows are taken in pieces of about this size: on a CPU 4 MiB stay in the cache and are served
-# again by the allocator, where [R, V] at once would be fresh pages each step; a GPU wants few and large launches.
-_PIECE_CPU, _PIECE_GPU = 1 << 20, 1 << 26
+from vllm_idlm.kernels.draft.naive import race, rows_of_piece
 
 
 class Verdict(NamedTuple):
@@ -86,9 +82,10 @@ def verify(
     emitted = best[last]
     if greedy is not None:
         rejected = accepted < num_drafts
-        sampled = _emit(
-            logits[last], drafts, where.first_draft + accepted, rejected, proposal_logits, one_hot, exponential
-        )
+        rows = rows_of_piece(logits)
+        per_request = (last, where.first_draft + accepted, rejected, exponential)
+        pieces = zip(*(x.split(rows) for x in per_request), strict=True)
+        sampled = torch.cat([_emit(logits, drafts, proposal_logits, one_hot, *piece) for piece in pieces])
         emitted = torch.where(greedy, emitted, sampled)
     return Verdict(where.line_up(drafts, accepted, emitted), accepted)
 
@@ -124,10 +121,6 @@ class _Places(NamedTuple):
         return tokens.scatter_(1, accepted.unsqueeze(1), emitted.unsqueeze(1))
 
 
-def _rows_of_piece(logits: Tensor) -> int:
-    return max(1, (_PIECE_CPU if logits.is_cpu else _PIECE_GPU) // logits.shape[1])
-
-
 def _passes(
     logits: Tensor,
     drafts: Tensor,
@@ -149,7 +142,7 @@ def _passes(
 
 def _probability(logits: Tensor, tokens: Tensor) -> Tensor:
     """softmax(logits)[i, tokens[i]] as [N] float64; logits [N, V], tokens [N] int64."""
-    rows = _rows_of_piece(logits)
+    rows = rows_of_piece(logits)
     pieces = zip(logits.split(rows), tokens.split(rows), strict=True)
     return torch.cat([x.log_softmax(-1).gather(1, t.unsqueeze(1)) for x, t in pieces]).squeeze(1).double().exp()
 

@@ -2,11 +2,12 @@
 
     python -m vllm_idlm.ledger      # lists them, and says of each whether it fits the installed vLLM
 
-`core` is the mechanism; the siblings hold the entries by what they reach: `config` (settings and the CLI), `runner`
-(Model Runner V1), `scheduler`, `cpu` (faults of vLLM's CPU build, mended only where a self-test shows them), `lora`.
+`core` is the mechanism; the siblings hold the entries by what they reach: `config` (settings and the CLI),
+`architectures` (checkpoints that vLLM does not know), `runner` (Model Runner V1), `scheduler`, `lora` (the CPU build's).
 """
 
-from vllm_idlm.ledger import config, runner, scheduler  # noqa: F401  (importing a file enters its patches)
+# Importing a file enters its patches.
+from vllm_idlm.ledger import architectures, config, lora, runner, scheduler  # noqa: F401
 from vllm_idlm.ledger.core import LedgerError, check, entries, install, require
 
 __all__ = ["LedgerError", "check", "entries", "install", "require"]

@@ -85,7 +85,7 @@ def spec_method_flag(module: ModuleType) -> None:
         parser = original(parser)
         for action in parser._actions:
             if "--spec-method" in action.option_strings and action.choices is not None:
-                action.choices = sorted({*action.choices, "isd"})
+                action.choices = [*action.choices, "isd"]
         return parser
 
     module.EngineArgs.add_cli_args = staticmethod(add_cli_args)

@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint wheel clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup:  ## .venv with vLLM's CPU build and everything the demo and the tests need (a few minutes, once)
+	@$(PYTHON) -I vllm_idlm/cpu_setup.py --venv $(VENV)
+
+demo: setup  ## plain and strided decoding of the embedded model, side by side
+	@$(BIN)/idlm demo
+
+test: setup  ## unit and integration tests on real vLLM (CPU), under 25 minutes on 2 cores
+	@$(BIN)/python -m pytest -m "not slow"
+
+test-slow: setup  ## the long tests: large samples, many prompts
+	@$(BIN)/python -m pytest -m slow
+
+lint: setup  ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+wheel: setup  ## a wheel in dist/
+	@$(BIN)/python -m build --wheel --no-isolation
+
+clean:  ## remove build products and caches (.venv stays)
+	@rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

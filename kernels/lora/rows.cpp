@@ -1,0 +1,367 @@
+// Row-selecting LoRA on the CPU: the oracle, its mathematics and its shapes are in naive.py beside this file.
+//
+// One algorithm for every number of rows, so that a row's result never depends on the other rows of the batch:
+//   shrink  h[row, k]  = sum_i A[k, i] x[row, i]   dot products along i, 32 elements a step
+//   expand  y[row, o] += sum_k B[o, k] h[row, k]   tiles of 16 outputs, turned round in registers: lanes are outputs
+// Both sums are float32 and run in one fixed order; y is rounded once. Rows are taken in blocks of at most 8 of one slot,
+// so a weight is read once for the block. A call is one parallel region with one barrier, between the two halves.
+// The vectors are the compiler's (GCC and Clang): one source for AVX-512, AVX2 and NEON. Little-endian machines only.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <torch/library.h>
+
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+constexpr int kLanes = 16;
+constexpr int kRows = 8;  // most rows of a block
+typedef float f32v __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t u32v __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t u16v __attribute__((vector_size(32), aligned(2)));
+
+using bf16 = uint16_t;  // the bits of a bfloat16
+
+// 32 (bfloat16) or 16 (float32) elements, as the one or two float vectors that their 64 bytes hold.
+template <typename T>
+struct Chunk;
+
+template <>
+struct Chunk<float> {
+  static constexpr int parts = 1, size = kLanes;
+  f32v part[1];
+  explicit Chunk(u32v raw) : part{(f32v)raw} {}
+};
+
+template <>
+struct Chunk<bf16> {
+  static constexpr int parts = 2, size = 2 * kLanes;  // part 0 holds the even elements, part 1 the odd ones
+  f32v part[2];
+  explicit Chunk(u32v raw) : part{(f32v)(raw << 16), (f32v)(raw & 0xffff0000u)} {}
+};
+
+inline u32v load64(const void* from) {
+  u32v raw;
+  std::memcpy(&raw, from, 64);
+  return raw;
+}
+
+inline u32v load_some(const void* from, size_t bytes) {
+  u32v raw = {};
+  std::memcpy(&raw, from, bytes);
+  return raw;
+}
+
+inline float sum(f32v v) {
+  float total[kLanes];
+  std::memcpy(total, &v, sizeof v);
+  for (int width = kLanes / 2; width; width /= 2)
+    for (int i = 0; i < width; ++i) total[i] += total[i + width];
+  return total[0];
+}
+
+inline f32v widen(u16v v) { return (f32v)(__builtin_convertvector(v, u32v) << 16); }
+
+inline u16v narrow(f32v v) {  // to nearest, ties to even; NaN stays NaN
+  const u32v bits = (u32v)v;
+  const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40u, u16v);
+}
+
+inline void add_to(float* y, f32v delta, int count) {
+  f32v v = {};
+  std::memcpy(&v, y, sizeof(float) * count);
+  v += delta;
+  std::memcpy(y, &v, sizeof(float) * count);
+}
+
+inline void add_to(bf16* y, f32v delta, int count) {
+  u16v v = {};
+  std::memcpy(&v, y, sizeof(bf16) * count);
+  v = narrow(widen(v) + delta);
+  std::memcpy(y, &v, sizeof(bf16) * count);
+}
+
+// The 16 x 16 matrix of 32-bit words, transposed: v[i] lane j becomes v[j] lane i.
+inline void transpose(u32v v[kLanes]) {
+#define STEP(D, LO, HI)                                    \
+  for (int i = 0; i < kLanes; ++i)                         \
+    if (!(i & D)) {                                        \
+      const u32v a = v[i], b = v[i + D];                   \
+      v[i] = __builtin_shufflevector(a, b, LO);            \
+      v[i + D] = __builtin_shufflevector(a, b, HI);        \
+    }
+#define L(...) __VA_ARGS__
+  STEP(1, L(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
+       L(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
+  STEP(2, L(0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
+       L(2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
+  STEP(4, L(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
+       L(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
+  STEP(8, L(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
+       L(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
+#undef L
+#undef STEP
+}
+
+struct Block {  // rows of one slot that are worked on together
+  int64_t slot;
+  int count;
+  int64_t row[kRows];
+};
+
+template <typename T>
+struct Slice {
+  const T *a, *b;          // [slots, rank, in], [slots, out, rank]
+  int64_t rank, out;
+  int64_t h_at, y_at;      // where this slice begins in a row of h and of y
+};
+
+template <typename T>
+struct Call {
+  T* y;
+  const T* x;
+  int64_t y_stride, x_stride, in;
+  std::vector<Slice<T>> slices;
+  std::vector<Block> blocks;
+  int64_t h_width = 0;     // floats in a row of h: every slice's rank, rounded up to whole chunks
+  std::vector<float> h;    // [blocks, kRows, h_width]
+};
+
+// h of K ranks for the R rows of a block.
+template <typename T, int R, int K>
+void shrink_ranks(const Call<T>& call, const Block& block, const T* a, float* h) {
+  using C = Chunk<T>;
+  f32v total[K][R][C::parts] = {};
+  const T* x[R];
+  for (int r = 0; r < R; ++r) x[r] = call.x + block.row[r] * call.x_stride;
+  const auto step = [&](auto load) {
+    f32v weight[K][C::parts];
+    for (int k = 0; k < K; ++k) std::memcpy(weight[k], C(load(a + k * call.in)).part, sizeof weight[k]);
+    for (int r = 0; r < R; ++r) {
+      const C input(load(x[r]));
+      for (int k = 0; k < K; ++k)
+        for (int p = 0; p < C::parts; ++p) total[k][r][p] += weight[k][p] * input.part[p];
+    }
+  };
+  const int64_t whole = call.in / C::size * C::size;
+  for (int64_t i = 0; i < whole; i += C::size) step([i](const T* from) { return load64(from + i); });
+  if (const size_t rest = (call.in - whole) * sizeof(T))
+    step([whole, rest](const T* from) { return load_some(from + whole, rest); });
+  for (int k = 0; k < K; ++k)
+    for (int r = 0; r < R; ++r) {
+      f32v all = total[k][r][0];
+      for (int p = 1; p < C::parts; ++p) all += total[k][r][p];
+      h[r * call.h_width + k] = sum(all);
+    }
+}
+
+// y of up to 16 outputs from `first` for the R rows of a block.
+template <typename T, int R>
+void expand_tile(const Call<T>& call, const Block& block, const Slice<T>& slice, const float* h, int64_t first) {
+  using C = Chunk<T>;
+  const int outs = std::min<int64_t>(kLanes, slice.out - first);
+  const T* b = slice.b + (block.slot * slice.out + first) * slice.rank;
+  f32v total[R][C::parts] = {};
+  for (int64_t k = 0; k < slice.rank; k += C::size) {
+    const size_t bytes = std::min<int64_t>(C::size, slice.rank - k) * sizeof(T);
+    u32v tile[kLanes];
+    if (outs == kLanes && bytes == 64)
+      for (int o = 0; o < kLanes; ++o) tile[o] = load64(b + o * slice.rank + k);
+    else
+      for (int o = 0; o < kLanes; ++o) tile[o] = o < outs ? load_some(b + o * slice.rank + k, bytes) : u32v{};
+    transpose(tile);
+    for (int j = 0; j < kLanes; ++j) {
+      const C weight(tile[j]);
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < C::parts; ++p)
+          total[r][p] += weight.part[p] * h[r * call.h_width + k + j * C::parts + p];
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    f32v all = total[r][0];
+    for (int p = 1; p < C::parts; ++p) all += total[r][p];
+    add_to(call.y + block.row[r] * call.y_stride + slice.y_at + first, all, outs);
+  }
+}
+
+template <typename T, int R>
+void shrink_part(Call<T>& call, const Block& block, float* h, int part, int parts) {
+  constexpr int K = R <= 4 ? 4 : 2;
+  for (const auto& slice : call.slices) {
+    const T* a = slice.a + block.slot * slice.rank * call.in;
+    const int64_t tiles = (slice.rank + K - 1) / K;
+    for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
+      int64_t k = t * K;
+      float* to = h + slice.h_at;
+      if (k + K <= slice.rank)
+        shrink_ranks<T, R, K>(call, block, a + k * call.in, to + k);
+      else
+        for (; k < slice.rank; ++k) shrink_ranks<T, R, 1>(call, block, a + k * call.in, to + k);
+    }
+  }
+}
+
+template <typename T, int R>
+void expand_part(const Call<T>& call, const Block& block, const float* h, int part, int parts) {
+  for (const auto& slice : call.slices) {
+    const int64_t tiles = (slice.out + kLanes - 1) / kLanes;
+    for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t)
+      expand_tile<T, R>(call, block, slice, h + slice.h_at, t * kLanes);
+  }
+}
+
+template <typename F>
+void with_rows(int count, F&& f) {  // f(std::integral_constant<int, count>), count in 1 .. kRows
+  switch (count) {
+#define CASE(N) \
+  case N:       \
+    return f(std::integral_constant<int, N>());
+    CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8)
+#undef CASE
+  }
+}
+
+template <typename T>
+void run(Call<T>& call) {
+  const auto each_block = [&](auto&& work) {
+    for (size_t i = 0; i < call.blocks.size(); ++i) {
+      float* h = call.h.data() + i * kRows * call.h_width;
+      with_rows(call.blocks[i].count, [&](auto rows) { work(rows, call.blocks[i], h); });
+    }
+  };
+#pragma omp parallel
+  {
+#ifdef _OPENMP
+    const int part = omp_get_thread_num(), parts = omp_get_num_threads();
+#else
+    const int part = 0, parts = 1;
+#endif
+    each_block([&](auto rows, const Block& block, float* h) { shrink_part<T, rows.value>(call, block, h, part, parts); });
+#pragma omp barrier
+    each_block([&](auto rows, const Block& block, float* h) { expand_part<T, rows.value>(call, block, h, part, parts); });
+  }
+}
+
+// Rows with a slot, in blocks of one slot each.
+void find_blocks(const int64_t* slots, int64_t rows, int64_t num_slots, std::vector<Block>& blocks) {
+  blocks.clear();
+  std::vector<int64_t> open(num_slots, -1);  // the slot's block that still has room
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t slot = slots[row];
+    if (slot < 0) continue;
+    TORCH_CHECK(slot < num_slots, "add_lora_rows_: slots[", row, "] is ", slot, ", but there are ", num_slots, " slots");
+    if (open[slot] < 0 || blocks[open[slot]].count == kRows) {
+      open[slot] = blocks.size();
+      blocks.push_back({slot, 0, {}});
+    }
+    Block& block = blocks[open[slot]];
+    block.row[block.count++] = row;
+  }
+}
+
+// What a call works on besides y and x. In a table of layers: these fields, then one `Weights` a slice, as int64.
+struct Layer {
+  int64_t dtype, slots, in, slices;
+};
+
+struct Weights {
+  int64_t a, b;  // addresses
+  int64_t rank, out, y_at;
+};
+
+template <typename T>
+void add_rows(const at::Tensor& y, const at::Tensor& x, const at::Tensor& slots, const Layer& layer,
+              const Weights* weights) {
+  static thread_local Call<T> call;
+  find_blocks(slots.const_data_ptr<int64_t>(), x.size(0), layer.slots, call.blocks);
+  if (call.blocks.empty()) return;
+  call.slices.clear();
+  call.h_width = 0;
+  for (int64_t s = 0; s < layer.slices; ++s) {
+    const Weights& w = weights[s];
+    call.slices.push_back({reinterpret_cast<const T*>(w.a), reinterpret_cast<const T*>(w.b), w.rank, w.out, call.h_width,
+                           w.y_at});
+    call.h_width += (w.rank + Chunk<T>::size - 1) / Chunk<T>::size * Chunk<T>::size;
+  }
+  call.y = static_cast<T*>(y.data_ptr());
+  call.x = static_cast<const T*>(x.const_data_ptr());
+  call.y_stride = y.stride(0);
+  call.x_stride = x.stride(0);
+  call.in = layer.in;
+  call.h.assign(call.blocks.size() * kRows * call.h_width, 0.f);
+  run(call);
+}
+
+void add(const at::Tensor& y, const at::Tensor& x, const at::Tensor& slots, const Layer& layer, const Weights* weights) {
+  const Weights& last = weights[layer.slices - 1];
+  TORCH_CHECK(int64_t(x.scalar_type()) == layer.dtype && y.scalar_type() == x.scalar_type() && slots.dtype() == at::kLong,
+              "add_lora_rows_: x and y must have the weights' dtype ", at::ScalarType(layer.dtype),
+              ", and slots be int64; they are ", x.scalar_type(), ", ", y.scalar_type(), " and ", slots.scalar_type());
+  TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && slots.dim() == 1 && y.size(0) == x.size(0) &&
+                  slots.size(0) >= x.size(0) && x.size(1) == layer.in && y.size(1) >= last.y_at + last.out,
+              "add_lora_rows_: want x [n, ", layer.in, "], y [n, >= ", last.y_at + last.out, "], slots [>= n]; got ",
+              x.sizes(), y.sizes(), slots.sizes());
+  TORCH_CHECK((x.size(1) < 2 || x.stride(1) == 1) && (y.size(1) < 2 || y.stride(1) == 1) && slots.is_contiguous(),
+              "add_lora_rows_: the rows of x and y, and slots, must be contiguous");
+  if (x.scalar_type() == at::kFloat)
+    add_rows<float>(y, x, slots, layer, weights);
+  else
+    add_rows<bf16>(y, x, slots, layer, weights);
+}
+
+// One entry of a table of layers. The caller keeps the tensors alive for as long as it uses the entry.
+std::vector<int64_t> lora_layer(at::TensorList a, at::TensorList b, at::IntArrayRef output_slices) {
+  TORCH_CHECK(!a.empty() && a.size() == b.size() && a.size() == output_slices.size(),
+              "add_lora_rows_: lora_a, lora_b and output_slices must have one entry a slice, and at least one");
+  const auto dtype = a[0].scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "add_lora_rows_: lora_a is ", dtype,
+              ", allowed are float32 and bfloat16");
+  const int64_t slots = a[0].size(0), in = a[0].size(-1);
+  std::vector<int64_t> entry{int64_t(dtype), slots, in, int64_t(a.size())};
+  int64_t y_at = 0;
+  for (size_t s = 0; s < a.size(); ++s) {
+    const int64_t rank = a[s].size(-2), out = b[s].size(-2);
+    TORCH_CHECK(a[s].scalar_type() == dtype && b[s].scalar_type() == dtype && a[s].is_contiguous() &&
+                    b[s].is_contiguous() && a[s].size(0) == slots && b[s].size(0) == slots && a[s].size(-1) == in &&
+                    b[s].size(-1) == rank && a[s].numel() == slots * rank * in && b[s].numel() == slots * out * rank &&
+                    out <= output_slices[s],
+                "add_lora_rows_: slice ", s, ": want contiguous ", dtype, " A [", slots, ", 1, rank, ", in, "] and B [",
+                slots, ", 1, <= ", output_slices[s], ", rank]; got ", a[s].scalar_type(), a[s].sizes(), " and ",
+                b[s].scalar_type(), b[s].sizes());
+    for (int64_t field : {int64_t(a[s].const_data_ptr()), int64_t(b[s].const_data_ptr()), rank, out, y_at})
+      entry.push_back(field);
+    y_at += output_slices[s];
+  }
+  return entry;
+}
+
+const Weights* slices_of(const int64_t* entry) { return reinterpret_cast<const Weights*>(entry + sizeof(Layer) / 8); }
+
+void add_lora_rows_(at::Tensor y, const at::Tensor& x, const at::Tensor& slots, at::TensorList lora_a,
+                    at::TensorList lora_b, at::IntArrayRef output_slices) {
+  const auto entry = lora_layer(lora_a, lora_b, output_slices);
+  add(y, x, slots, *reinterpret_cast<const Layer*>(entry.data()), slices_of(entry.data()));
+}
+
+void add_lora_layer_(at::Tensor y, const at::Tensor& x, const at::Tensor& slots, const at::Tensor& layers, int64_t at) {
+  const int64_t* entry = layers.const_data_ptr<int64_t>() + at;
+  add(y, x, slots, *reinterpret_cast<const Layer*>(entry), slices_of(entry));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(vllm_idlm, library) {
+  library.def(
+      "add_lora_rows_(Tensor(a!) y, Tensor x, Tensor slots, Tensor[] lora_a, Tensor[] lora_b, int[] output_slices) -> ()");
+  library.def("add_lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, Tensor layers, int at) -> ()");
+  library.def("lora_layer(Tensor[] lora_a, Tensor[] lora_b, int[] output_slices) -> int[]", &lora_layer);
+}
+
+TORCH_LIBRARY_IMPL(vllm_idlm, CPU, library) {
+  library.impl("add_lora_rows_", &add_lora_rows_);
+  library.impl("add_lora_layer_", &add_lora_layer_);
+}

@@ -1,0 +1,116 @@
+"""Drafts forced to be right, wrong, and in between: the accept path at 100%, 0% and a mix, with equal output."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engines import MASK, engine, isd, proposer, stats, tokens
+
+pytestmark = pytest.mark.vllm
+PROMPTS = [
+    "Write a haiku about the sea.",
+    "Count from one to twenty.",
+    "Explain photosynthesis.",
+    "Who was Ada Lovelace?",
+]
+LENGTH = 98
+
+
+def _generate(llm, prompts=PROMPTS, length=LENGTH, **options):
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, **options)
+    return llm.chat([[{"role": "user", "content": p}] for p in prompts], params, use_tqdm=False)
+
+
+@pytest.fixture(scope="module")
+def plain(smol):
+    """prompt token ids -> plain decoding's answer."""
+    return {tuple(o.prompt_token_ids): list(o.outputs[0].token_ids) for o in _generate(engine(smol))}
+
+
+@pytest.fixture
+def oracle(smol, plain, monkeypatch):
+    """An ISD engine whose drafts are `right(place, token)` of plain decoding's own continuation."""
+
+    def make(n, right):
+        llm = engine(smol, speculative_config=isd(n, mask_token_id=MASK))
+        owner = proposer(llm)
+
+        def draw(requests, rows):
+            drafts = {}
+            for i in requests:
+                state = owner.runner.requests[owner.runner.input_batch.req_ids[i]]
+                done = len(state.output_token_ids)
+                ahead = plain[tuple(state.prompt_token_ids)][done : done + rows[i].masks]
+                drafts[i] = [right(done + j, token) for j, token in enumerate(ahead)]
+            return drafts, {}
+
+        monkeypatch.setattr(owner, "_draw", draw)
+        stats(llm)
+        return llm
+
+    return make
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 16])
+def test_right_drafts_emit_n_tokens_a_forward(oracle, plain, n):
+    llm = oracle(n, lambda place, token: token)
+    length = 2 + 6 * n  # one token from the prompt's forward, one from a cold forward, then n from each of six
+    outputs = _generate(llm, length=length)
+    assert [t[0] for t in tokens(outputs)] == [answer[:length] for answer in plain.values()]
+    found = stats(llm)
+    assert (found["cold"], found["rejected"]) == (len(PROMPTS), 0)
+    assert found["accepted_all"] == 6 * len(PROMPTS)
+    assert (found["emitted"] - found["cold"]) / found["accepted_all"] == n
+
+
+def test_wrong_drafts_are_all_rejected(oracle, plain):
+    llm = oracle(4, lambda place, token: (token + 1) % 40000)
+    assert [t[0] for t in tokens(_generate(llm))] == list(plain.values())
+    found = stats(llm)
+    assert found["accepted_all"] == 0
+    assert sum(found["accepted_per_position"]) == 0
+    assert found["rejected"] > 20 * len(PROMPTS)
+    assert found["tpf"] == 1.0
+
+
+@pytest.mark.parametrize("every", [3, 5, 7])
+def test_some_drafts_right(oracle, plain, every):
+    llm = oracle(4, lambda place, token: token if place % every else (token + 7) % 40000)
+    assert [t[0] for t in tokens(_generate(llm))] == list(plain.values())
+    found = stats(llm)
+    assert found["rejected"] > 0
+    assert sum(found["accepted_per_position"]) > 0
+    assert found["emitted"] == len(PROMPTS) * (LENGTH - 1)
+
+
+def test_right_drafts_with_options(oracle, plain, smol):
+    """At full acceptance the options still see the right prefix at every verified row."""
+    options = {"frequency_penalty": 0.8, "repetition_penalty": 1.2, "logprobs": 2, "min_tokens": 30}
+    want = _generate(engine(smol), **options)
+    answers = {tuple(o.prompt_token_ids): list(o.outputs[0].token_ids) for o in want}
+    saved, plain_copy = dict(plain), plain
+    plain_copy.update(answers)
+    try:
+        llm = oracle(4, lambda place, token: token)
+        got = _generate(llm, **options)
+    finally:
+        plain_copy.update(saved)
+    assert tokens(got) == tokens(want)
+    assert stats(llm)["rejected"] == 0
+    for a, b in zip(got, want, strict=True):
+        for x, y in zip(a.outputs[0].logprobs, b.outputs[0].logprobs, strict=True):
+            assert x.keys() == y.keys()
+            assert all(abs(x[t].logprob - y[t].logprob) < 1e-3 for t in x)
+
+
+def test_a_draft_is_never_the_mask_token(smol, adapter):
+    llm = engine(smol, speculative_config=isd(lora=adapter))
+    llm.collective_rpc("isd_trace", args=(True,))
+    _generate(llm)
+    trace = stats(llm)["trace"]
+    llm.collective_rpc("isd_trace", args=(False,))
+    drafts = [d for forwards in trace.values() for f in forwards for d in f["drafts"]]
+    assert len(drafts) > 100
+    assert MASK not in drafts

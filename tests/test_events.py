@@ -1,0 +1,173 @@
+"""What happens to a batch in service (preemption, chunked prompts, caching, aborts, adapters) changes no token (float32)."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engines import MASK, engine, isd, proposer, stats, tokens
+
+pytestmark = pytest.mark.vllm
+TOPICS = [
+    "the sea",
+    "mountains",
+    "the moon",
+    "old trains",
+    "bees",
+    "a lost dog",
+    "rain",
+    "chess",
+    "bread",
+    "the desert",
+]
+
+
+def _prompts(count, words=8):
+    filler = "Think about it carefully and be kind. " * words
+    return [f"{filler}Tell me about {TOPICS[i % len(TOPICS)]}, please, in a few sentences." for i in range(count)]
+
+
+def _params(length=40, **options):
+    from vllm import SamplingParams
+
+    return SamplingParams(**{"temperature": 0, "max_tokens": length, "ignore_eos": True, **options})
+
+
+def _chat(llm, prompts, params, **options):
+    return llm.chat([[{"role": "user", "content": p}] for p in prompts], params, use_tqdm=False, **options)
+
+
+def _configs(adapter):
+    return {"isd": isd(mask_token_id=MASK), "risd": isd(lora=adapter)}
+
+
+@pytest.mark.parametrize("method", ["isd", "risd"])
+def test_preemption(smol, adapter, method):
+    """A KV cache too small for the batch: requests are preempted and resumed, the output stays the same."""
+    prompts, params = _prompts(8, words=12), _params(120)
+    want = tokens(_chat(engine(smol), prompts, params))
+    small = {"num_gpu_blocks_override": 60, "block_size": 32, "max_num_seqs": 8, "enable_prefix_caching": False}
+    llm = engine(smol, speculative_config=_configs(adapter)[method], disable_log_stats=False, **small)
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    preempted, original = [], scheduler._preempt_request
+
+    def preempt(request, *args, **kwargs):
+        preempted.append(request.request_id)
+        return original(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    assert tokens(_chat(llm, prompts, params)) == want
+    assert len(preempted) >= 3, "the KV cache was large enough: nothing was preempted"
+
+
+@pytest.mark.parametrize("method", ["isd", "risd"])
+@pytest.mark.parametrize("budget", [5, 16, 64])
+def test_chunked_prompts_and_rows(smol, adapter, method, budget):
+    """A token budget that cuts prompts, and at 5 also the rows of seven slots themselves."""
+    prompts, params = _prompts(3, words=2), _params(24)
+    want = tokens(_chat(engine(smol), prompts, params))
+    limits = {"max_num_batched_tokens": budget, "max_num_seqs": 1 if budget < 16 else 2, "enable_prefix_caching": False}
+    if method == "risd" and budget < limits["max_num_seqs"] * 7:
+        with pytest.raises(ValueError, match="max_num_batched_tokens"):
+            engine(smol, speculative_config=_configs(adapter)[method], **limits)
+        return
+    llm = engine(smol, speculative_config=_configs(adapter)[method], **limits)
+    stats(llm)
+    assert tokens(_chat(llm, prompts, params)) == want
+
+
+@pytest.mark.parametrize("method", ["isd", "risd"])
+def test_prefix_cache_cold_and_warm(smol, adapter, method):
+    """Blocks filled by ISD's forwards serve later requests: no mask's keys or rejected draft's keys are among them."""
+    prompts, params = _prompts(4, words=20), _params(100)
+    want = tokens(_chat(engine(smol), prompts, params))
+    llm = engine(smol, speculative_config=_configs(adapter)[method], block_size=32)
+    llm.reset_prefix_cache()
+    cold = _chat(llm, prompts, params)
+    assert tokens(cold) == want
+    warm = _chat(llm, prompts, params)
+    assert tokens(warm) == want
+    assert all(o.num_cached_tokens > 0 for o in warm)
+    # A follow-up turn runs over blocks that decoding filled.
+    from vllm import TokensPrompt
+
+    follow = [TokensPrompt(prompt_token_ids=[*o.prompt_token_ids, *o.outputs[0].token_ids]) for o in cold]
+    expected = engine(smol).generate(follow, _params(16), use_tqdm=False)
+    got = llm.generate(follow, _params(16), use_tqdm=False)
+    assert all(g.num_cached_tokens > len(c.prompt_token_ids) for g, c in zip(got, cold, strict=True))
+    assert tokens(got) == tokens(expected)
+
+
+@pytest.mark.parametrize("method", ["isd", "risd"])
+def test_abort_in_mid_stream(smol, adapter, method):
+    """Requests come and go at different steps; the others' output does not change, and no record is left behind."""
+    prompts, params = _prompts(6, words=1), _params(40)
+    want = [t[0] for t in tokens(_chat(engine(smol), prompts, params))]
+    llm = engine(smol, speculative_config=_configs(adapter)[method])
+    inputs = [o.prompt_token_ids for o in _chat(engine(smol), prompts, _params(1))]
+    run, done, aborted = llm.llm_engine, {}, {"r1", "r4"}
+    for step in range(400):
+        if step % 3 == 0 and step // 3 < len(prompts):
+            i = step // 3
+            run.add_request(f"r{i}", {"prompt_token_ids": inputs[i]}, params)
+        if step == 14:
+            run.abort_request(sorted(aborted))
+        done |= {o.request_id: list(o.outputs[0].token_ids) for o in run.step() if o.finished}
+        if step > 20 and not run.has_unfinished_requests():
+            break
+    assert {r: t for r, t in done.items() if r not in aborted} == {
+        f"r{i}": tokens_ for i, tokens_ in enumerate(want) if f"r{i}" not in aborted
+    }
+    run.step()
+    assert len(proposer(llm).records) == 0
+
+
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_up_to_the_models_length(smol, adapter, n):
+    """Near max_model_len a row has fewer slots, never one over the edge; both stop at the same place."""
+    limit = {"max_model_len": 96, "max_num_seqs": 4}
+    prompts = [TOPICS[i] for i in range(4)]
+    params = _params(None)
+    want = _chat(engine(smol, **limit), prompts, params)
+    got = _chat(engine(smol, speculative_config=isd(n, lora=adapter), **limit), prompts, params)
+    assert tokens(got) == tokens(want)
+    assert all(len(o.prompt_token_ids) + len(o.outputs[0].token_ids) == 96 for o in got)
+
+
+def test_more_requests_than_slots(smol, adapter):
+    prompts, params = _prompts(24, words=1), _params(20)
+    want = tokens(_chat(engine(smol, max_num_seqs=8), prompts, params))
+    assert tokens(_chat(engine(smol, max_num_seqs=8, speculative_config=isd(lora=adapter)), prompts, params)) == want
+
+
+def test_a_prompt_of_one_token(smol, adapter):
+    """vLLM pads such a request's first forward with slots of its own; they are mask slots to ISD."""
+    from vllm import TokensPrompt
+
+    prompts = [TokensPrompt(prompt_token_ids=[t]) for t in (1, 504, 9690)]
+    want = tokens(engine(smol).generate(prompts, _params(16), use_tqdm=False))
+    llm = engine(smol, speculative_config=isd(lora=adapter))
+    assert tokens(llm.generate(prompts, _params(16), use_tqdm=False)) == want
+
+
+def test_mask_token_in_the_prompt(smol, adapter):
+    """The mask token is an ordinary token in a prompt: base weights, same text."""
+    from vllm import TokensPrompt
+
+    base = [o.prompt_token_ids for o in _chat(engine(smol), TOPICS[:3], _params(1))]
+    prompts = [TokensPrompt(prompt_token_ids=[MASK, *ids[:-3], MASK, MASK, *ids[-3:], MASK]) for ids in base]
+    want = tokens(engine(smol).generate(prompts, _params(32), use_tqdm=False))
+    llm = engine(smol, speculative_config=isd(lora=adapter))
+    assert tokens(llm.generate(prompts, _params(32), use_tqdm=False)) == want
+
+
+def test_seeds_reproduce_whatever_the_company(smol, adapter):
+    """A seeded request draws the same tokens alone and in a batch, with its prompt in one piece or in chunks."""
+    prompt = _prompts(1, words=3)
+    seeded, other = _params(24, temperature=0.9, seed=5), _params(24, temperature=1.0)
+    llm = engine(smol, speculative_config=isd(lora=adapter))
+    alone = tokens(_chat(llm, prompt, seeded))
+    together = tokens(_chat(llm, [*prompt, *_prompts(4)], [seeded, *[other] * 4]))[:1]
+    chunked = engine(smol, speculative_config=isd(lora=adapter), max_num_batched_tokens=32, max_num_seqs=4)
+    assert together == alone
+    assert tokens(_chat(chunked, prompt, seeded)) == alone
+    assert tokens(_chat(llm, prompt, _params(24, temperature=0.9, seed=6))) != alone

@@ -1,0 +1,283 @@
+"""The compiled row-selecting LoRA against its oracle, and vLLM's CPU wrapper with and without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from vllm_idlm.kernels import lora
+from vllm_idlm.kernels.lora import cpu, naive
+
+F32, BF16 = torch.float32, torch.bfloat16
+SHAPES = {  # in, widths of the output's slices, rank
+    "qkv": (576, (576, 192, 192), 32),
+    "gate_up": (576, (1536, 1536), 32),
+    "down": (1536, (576,), 16),
+    "odd": (33, (17, 5), 8),
+    "rank1": (100, (40,), 1),
+    "rank70": (64, (48, 16), 70),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    assert lora.load() == "compiled", "the tests of the compiled op need a C++ compiler: install g++"
+
+
+def make(shape: str, rows: int, dtype: torch.dtype, slots: int = 1, seed: int = 0):
+    """y, x, slots (longer than the rows, as vLLM's buffer is), A, B, widths."""
+    rng = torch.Generator().manual_seed(seed)
+    inputs, widths, rank = SHAPES[shape]
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=rng).to(dtype)
+
+    a = [normal(slots, 1, rank, inputs) * inputs**-0.5 for _ in widths]
+    b = [normal(slots, 1, width, rank) * rank**-0.5 for width in widths]
+    chosen = torch.randint(-1, slots, (rows + 3,), generator=rng)
+    return normal(rows, sum(widths)), normal(rows, inputs), chosen, a, b, list(widths)
+
+
+def both(y, *rest) -> tuple[torch.Tensor, torch.Tensor]:
+    got, want = y.clone(), y.clone()
+    lora.add_lora_rows(got, *rest)
+    naive.add_lora_rows(want, *rest)
+    return got, want
+
+
+def assert_close(got: torch.Tensor, want: torch.Tensor) -> None:
+    """Within float32's summation error, or one rounding step of bfloat16."""
+    relative, absolute = (1e-5, 1e-5) if got.dtype == F32 else (2**-7, 1e-3)
+    torch.testing.assert_close(got.float(), want.float(), rtol=relative, atol=absolute)
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3], ids="slots{}".format)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_oracle(shape, dtype, slots):
+    for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 31, 64, 130):
+        y, x, chosen, *rest = make(shape, rows, dtype, slots, seed=rows)
+        got, want = both(y, x, chosen, *rest)
+        assert_close(got, want)
+        clean = chosen[:rows] < 0
+        assert torch.equal(got[clean], y[clean]), "a row without an adapter was changed"
+        assert not torch.equal(got, y) or bool(clean.all())
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
+def test_a_row_does_not_depend_on_the_others(dtype):
+    y, x, _, a, b, widths = make("qkv", 40, dtype, slots=2)
+    slots = torch.arange(40) % 3 - 1
+    together = y.clone()
+    lora.add_lora_rows(together, x, slots, a, b, widths)
+    for row in range(40):
+        alone = y[row : row + 1].clone()
+        lora.add_lora_rows(alone, x[row : row + 1], slots[row : row + 1], a, b, widths)
+        assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3], ids="threads{}".format)
+def test_the_number_of_threads_changes_nothing(threads):
+    before = torch.get_num_threads()
+    y, x, _, *rest = make("gate_up", 7, BF16)
+    slots = torch.tensor([-1, -1, 0, 0, 0, -1, -1])
+    want = y.clone()
+    try:
+        torch.set_num_threads(1)
+        lora.add_lora_rows(want, x, slots, *rest)
+        torch.set_num_threads(threads)
+        lora.add_lora_rows(y, x, slots, *rest)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(y, want)
+
+
+def test_no_row_with_an_adapter_is_no_change():
+    y, x, _, *rest = make("qkv", 5, BF16)
+    before = y.clone()
+    lora.add_lora_rows(y, x, torch.full((9,), -1), *rest)
+    assert torch.equal(y, before)
+
+
+def test_rows_of_a_wider_tensor_and_columns_beyond_the_slices():
+    y, x, slots, a, b, widths = make("odd", 6, BF16)
+    wide_y, wide_x = torch.zeros(6, 40, dtype=BF16), torch.zeros(6, 50, dtype=BF16)
+    wide_y[:, : y.shape[1]], wide_x[:, : x.shape[1]] = y, x
+    got, want = both(y, x, slots, a, b, widths)
+    lora.add_lora_rows(wide_y, wide_x[:, : x.shape[1]], slots, a, b, widths)
+    assert torch.equal(wide_y[:, : y.shape[1]], got)
+    assert not wide_y[:, y.shape[1] :].any()
+    assert_close(got, want)
+
+
+def test_rounding_of_bfloat16_is_torchs():
+    """A = [1], B = [1]: y becomes y + x, rounded once; ties, infinities and NaN as torch does it."""
+    x = torch.tensor([[1.0], [2**-8], [3 * 2**-9], [float("inf")], [float("nan")], [-(2**-8)], [3e38]], dtype=BF16)
+    y = torch.tensor([[2**-8], [1.0], [1.0], [1.0], [1.0], [1.0], [3e38]], dtype=BF16)
+    one = [torch.ones(1, 1, 1, 1, dtype=BF16)]
+    got = y.clone()
+    lora.add_lora_rows(got, x, torch.zeros(7, dtype=torch.long), one, one, [1])
+    torch.testing.assert_close(got, (y.float() + x.float()).to(BF16), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"slots": torch.full((4,), 7)}, "slots"),
+        ({"slots": torch.zeros(2, dtype=torch.long)}, "slots"),
+        ({"x": torch.zeros(4, 33)}, "BFloat16"),
+        ({"x": torch.zeros(4, 20, dtype=BF16)}, "slice 0"),
+        ({"widths": [17, 6]}, "width"),
+        ({"widths": [16, 5]}, "slice 0"),
+    ],
+    ids=["slot-too-large", "slots-too-few", "dtype", "in", "too-wide", "too-narrow"],
+)
+def test_wrong_arguments_are_refused(change, says):
+    y, x, slots, a, b, widths = make("odd", 4, BF16)
+    given = {"x": x, "slots": torch.zeros_like(slots), "widths": widths, **change}
+    with pytest.raises(RuntimeError, match=says):
+        lora.add_lora_rows(y, given["x"], given["slots"], a, b, given["widths"])
+
+
+def test_torch_compile_traces_it_and_reads_new_slots():
+    _, _, _, a, b, widths = make("qkv", 1, F32)
+    weight = torch.randn(sum(widths), 576) * 0.05
+    slots = torch.full((64,), -1)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.linear(x, weight)
+        torch.ops.vllm_idlm.add_lora_rows_(y, x, slots, a, b, widths)
+        return torch.tanh(y)
+
+    fast = torch.compile(layer, dynamic=True, fullgraph=True)
+    for rows, masks in ((7, slice(4, 7)), (5, slice(0, 0)), (9, slice(1, 8))):
+        slots.fill_(-1)
+        slots[masks] = 0
+        x = torch.randn(rows, 576)
+        torch.testing.assert_close(fast(x), layer(x))
+
+
+def test_without_a_compiler_the_plain_form_serves(tmp_path):
+    """In a fresh process: a warning that names the fix, and the same op, computed by the oracle."""
+    code = (
+        "import torch, logging; logging.basicConfig()\n"
+        "from vllm_idlm.kernels import lora\n"
+        "print(lora.load())\n"
+        "y = torch.zeros(2, 3); w = [torch.ones(1, 1, 2, 2)], [torch.ones(1, 1, 3, 2)]\n"
+        "lora.add_lora_rows(y, torch.ones(2, 2), torch.tensor([-1, 0]), *w, [3]); print(y.tolist())"
+    )
+    env = {"PATH": str(tmp_path), "VLLM_IDLM_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["naive", "[[0.0, 0.0, 0.0], [4.0, 4.0, 4.0]]"]
+    assert "install g++" in ran.stderr
+
+
+def test_the_library_is_built_once_and_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_IDLM_CACHE", str(tmp_path))
+    path = cpu.library_path()
+    assert path.is_relative_to(tmp_path)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"built before")
+    assert cpu.build() == path
+    assert path.read_bytes() == b"built before"
+
+
+# -- in vLLM
+
+
+def wrapper_class():
+    pytest.importorskip("vllm")
+    from vllm_idlm.punica import RowPunicaWrapper
+
+    return RowPunicaWrapper
+
+
+def mixed_step(cls, rows: int = 7, max_seqs: int = 8):
+    """A wrapper in the middle of an R-ISD step: clean rows, then mask rows with adapter 5 in slot 1; adapter 9 in 0."""
+    from vllm.lora.layers import LoRAMapping
+
+    wrapper = cls(256, max_seqs, torch.device("cpu"))
+    ids = [0] * (rows - 3) + [5] * 3
+    wrapper.update_metadata(LoRAMapping(tuple(ids), tuple(ids), is_prefill=True), [9, 5], 3, 100)
+    return wrapper
+
+
+def test_vllms_own_wrapper_touches_clean_rows_and_ours_does_not():
+    ours = wrapper_class()
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from vllm_idlm.ledger.lora import stock_touches_other_rows
+
+    y, x, _, a, b, widths = make("qkv", 7, F32, slots=2)
+    want = y.clone()
+    naive.add_lora_rows(want, x, torch.tensor([-1] * 4 + [1] * 3), a, b, widths)
+    stock, rows = y.clone(), y.clone()
+    mixed_step(PunicaWrapperCPU).add_lora_linear(stock, x, tuple(a), tuple(b), 1.0, tuple(widths))
+    mixed_step(ours).add_lora_linear(rows, x, tuple(a), tuple(b), 1.0, tuple(widths))
+    assert_close(rows, want)
+    assert torch.equal(rows[:4], y[:4])
+    assert not torch.equal(stock[:4], y[:4]), "vLLM has mended its CPU LoRA: drop the ledger's reason, keep the speed"
+    assert stock_touches_other_rows()
+
+
+def test_alternating_rows_overflow_vllms_buffers_and_not_ours():
+    ours = wrapper_class()
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    mapping = LoRAMapping((0, 5) * 20, (0, 5) * 20, is_prefill=True)
+    with pytest.raises(RuntimeError):
+        PunicaWrapperCPU(256, 8, torch.device("cpu")).update_metadata(mapping, [9, 5], 3, 100)
+    wrapper = ours(256, 8, torch.device("cpu"))
+    wrapper.update_metadata(mapping, [9, 5], 3, 100)
+    assert wrapper.token_lora_indices.tolist() == [-1, 1] * 20
+    assert wrapper.sampler_indices.tolist() == [-1, 1] * 20
+
+
+def test_a_shorter_step_leaves_nothing_of_the_longer_one_before():
+    wrapper = mixed_step(wrapper_class(), rows=12)
+    wrapper.set_rows(np.array([-1, 1]), np.array([1]))
+    assert wrapper._token_lora_indices.tolist() == [-1, 1] + [-1] * 254
+    assert wrapper._sampler_indices.tolist() == [1] + [-1] * 255
+    assert wrapper._embeddings_indices.tolist() == [0, 100] + [0] * 254
+    assert not wrapper.no_lora
+    wrapper.set_rows(np.array([-1]), np.array([-1]))
+    assert wrapper.no_lora
+
+
+def test_an_adapter_in_no_slot_is_an_error():
+    wrapper = mixed_step(wrapper_class())
+    assert [wrapper.slot_of(i) for i in (0, 9, 5)] == [-1, 0, 1]
+    with pytest.raises(ValueError, match="3"):
+        wrapper.slot_of(3)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, torch.float16], ids=["float32", "bfloat16", "float16"])
+def test_logits_embeddings_and_the_two_halves(dtype):
+    """float16 and split adapters take the plain path; all of it must leave clean rows alone."""
+    wrapper = mixed_step(wrapper_class())
+    slots = torch.tensor([-1] * 4 + [1] * 3)
+    y, x, _, a, b, widths = make("qkv", 7, dtype, slots=2)
+    want = y.clone()
+    naive.add_lora_rows(want, x, slots, a, b, widths)
+
+    logits = y[:, :576].clone()
+    wrapper.add_lora_logits(logits, x, a[0], b[0], 1.0)
+    linear, halves = y.clone(), y.clone()
+    wrapper.add_lora_linear(linear, x, tuple(a), tuple(b), 1.0, tuple(widths))
+    buffer = torch.zeros(3, 7, 32)
+    wrapper.add_shrink(buffer, x, tuple(a), 1.0)
+    wrapper.add_expand(halves, buffer, tuple(b), tuple(widths), offset_start=0, add_input=True)
+    embedded, looked_up = y[:, :576].clone(), torch.randn(7, 32, dtype=dtype)
+    wrapper.add_lora_embedding(embedded, looked_up, b[0], add_input=True)
+
+    for got, expected in ((logits, want[:, :576]), (linear, want), (halves, want)):
+        torch.testing.assert_close(got.float(), expected.float(), rtol=2**-7, atol=2e-3)
+        assert torch.equal(got[:4], y[:4, : got.shape[1]])
+    added = looked_up[4:].float() @ b[0][1, 0].float().T
+    torch.testing.assert_close(embedded[4:].float(), y[4:, :576].float() + added, rtol=2**-7, atol=2e-3)
+    assert torch.equal(embedded[:4], y[:4, :576])
