@@ -45,7 +45,7 @@ def test_preemption(smol, adapter, method):
     """A KV cache too small for the batch: requests are preempted and resumed, the output stays the same."""
     prompts, params = _prompts(8, words=12), _params(120)
     want = tokens(_chat(engine(smol), prompts, params))
-    small = {"num_gpu_blocks_override": 60, "block_size": 32, "max_num_seqs": 8, "enable_prefix_caching": False}
+    small = {"num_gpu_blocks_override": 44, "block_size": 32, "max_num_seqs": 8, "enable_prefix_caching": False}
     llm = engine(smol, speculative_config=_configs(adapter)[method], disable_log_stats=False, **small)
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     preempted, original = [], scheduler._preempt_request

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from vllm_idlm.kernels import lora
@@ -21,7 +22,9 @@ class RowPunicaWrapper(PunicaWrapperCPU):
 
     def __init__(self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs):
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
-        lora.load()
+        self._compiled = lora.load() == "compiled"
+        self._layers = torch.zeros(0, dtype=torch.int64)  # every layer's entry, see `for_layer`
+        self._kept: list[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]] = []
         self._token_lora_indices.fill_(-1)
         self._sampler_indices.fill_(-1)
         self._embeddings_indices.fill_(0)
@@ -55,6 +58,17 @@ class RowPunicaWrapper(PunicaWrapperCPU):
     def _slots(self, ids: Sequence[int]) -> np.ndarray:
         present, place = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
         return np.array([self.slot_of(i) for i in present.tolist()], dtype=np.int64)[place.reshape(-1)]
+
+    def for_layer(self, layer: torch.nn.Module) -> RowPunicaWrapper | LayerPunica:
+        """What the LoRA layer is to use as its wrapper: this one, or a view of it that knows the layer's weights."""
+        if not self._compiled or not isinstance(layer, BaseLinearLayerWithLoRA) or not _fits(layer.lora_a_stacked):
+            return self
+        a, b, widths = list(layer.lora_a_stacked), list(layer.lora_b_stacked), list(layer.output_slices)
+        at = len(self._layers)
+        entry = torch.tensor(torch.ops.vllm_idlm.lora_layer(a, b, widths), dtype=torch.int64)
+        self._layers = torch.cat([self._layers, entry])
+        self._kept.append((a, b))
+        return LayerPunica(self, at)
 
     # -- what the layers call
 
@@ -95,7 +109,7 @@ class RowPunicaWrapper(PunicaWrapperCPU):
     # -- how
 
     def _add(self, y, x, slots, a: Sequence[torch.Tensor], b: Sequence[torch.Tensor], widths: Sequence[int]) -> None:
-        if y.dtype == x.dtype == a[0].dtype == b[0].dtype and x.dtype in (torch.float32, torch.bfloat16):
+        if y.dtype == x.dtype == a[0].dtype and _fits(a):
             torch.ops.vllm_idlm.add_lora_rows_(y, x, slots, list(a), list(b), list(widths))
             return
         start = 0
@@ -111,6 +125,31 @@ class RowPunicaWrapper(PunicaWrapperCPU):
         for slot in range(weight.shape[0]):
             update = (y.float() + x @ weight[slot, 0].float().T).to(y.dtype)
             y.copy_(torch.where(slots == slot, update, y))
+
+
+class LayerPunica:
+    """The wrapper as one linear layer sees it: the compiled graph then passes an offset instead of all its weights."""
+
+    def __init__(self, rows: RowPunicaWrapper, at: int):
+        self._rows = rows
+        self._at = at
+
+    def add_lora_linear(self, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs) -> None:
+        """`RowPunicaWrapper.add_lora_linear` with the weights that `for_layer` entered (the same as given here)."""
+        rows = self._rows
+        if scale != 1.0 or x.dtype != lora_a_stacked[0].dtype:
+            rows.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
+            return
+        y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+        torch.ops.vllm_idlm.add_lora_layer_(y, x, rows._token_lora_indices, rows._layers, self._at)
+
+    def __getattr__(self, name: str):
+        return getattr(self._rows, name)
+
+
+def _fits(weights: Sequence[torch.Tensor]) -> bool:
+    """Whether the kernel takes weights of this dtype."""
+    return weights[0].dtype in (torch.float32, torch.bfloat16)
 
 
 def _scaled(weights: Sequence[torch.Tensor], scale: float) -> Sequence[torch.Tensor]:

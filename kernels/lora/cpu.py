@@ -1,9 +1,11 @@
 """The compiled form of `naive.add_lora_rows` for the CPU: rows.cpp, built once and loaded as the op of this file.
 
 The op is `torch.ops.vllm_idlm.add_lora_rows_(y, x, slots, lora_a, lora_b, output_slices)`, arguments as in naive.py,
-float32 or bfloat16, `slots` a buffer of at least n entries. It is traced by torch.compile. The library is kept in
-the cache folder under a name made of the source, torch, the compiler and the processor, so that a change of any builds
-anew; two processes that start together build it once.
+float32 or bfloat16, `slots` a buffer of at least n entries. A model enters each layer's weights in a table once,
+`lora_layer(lora_a, lora_b, output_slices)` gives the entry, and calls `add_lora_layer_(y, x, slots, table, offset)`:
+five arguments instead of up to 18. torch.compile traces both. The library is kept in the cache folder under a name
+made of the source, torch, the compiler and the processor, so that a change of any builds anew; two processes that start
+together build it once.
 """
 
 from __future__ import annotations
@@ -95,8 +97,5 @@ def load() -> None:
         torch.ops.load_library(str(build()))
     except OSError as error:
         raise BuildError(f"cannot write or load the library below {cache_root()}: {error}") from error
-    torch.library.register_fake("vllm_idlm::add_lora_rows_", _fake)
-
-
-def _fake(y, x, slots, lora_a, lora_b, output_slices) -> None:
-    """Shapes for torch.compile: the op returns nothing, it changes y."""
+    for op in ("add_lora_rows_", "add_lora_layer_"):
+        torch.library.register_fake(f"vllm_idlm::{op}", lambda *_: None)  # nothing is returned, y is changed

@@ -306,7 +306,8 @@ void add(const at::Tensor& y, const at::Tensor& x, const at::Tensor& slots, cons
               "add_lora_rows_: want x [n, ", layer.in, "], y [n, >= ", last.y_at + last.out, "], slots [>= n]; got ",
               x.sizes(), y.sizes(), slots.sizes());
   TORCH_CHECK((x.size(1) < 2 || x.stride(1) == 1) && (y.size(1) < 2 || y.stride(1) == 1) && slots.is_contiguous(),
-              "add_lora_rows_: the rows of x and y, and slots, must be contiguous");
+              "add_lora_rows_: the rows of x and y, and slots, must be contiguous; strides are ", x.strides(), ", ",
+              y.strides(), " and ", slots.strides());
   if (x.scalar_type() == at::kFloat)
     add_rows<float>(y, x, slots, layer, weights);
   else

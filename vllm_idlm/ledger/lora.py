@@ -64,6 +64,26 @@ def cpu_compiled_lora(module: ModuleType) -> None:
     platform.check_and_update_config = classmethod(check_and_update_config)
 
 
+@patch(
+    "lora-layer-view",
+    "vllm.lora.layers.base",
+    what="BaseLayerWithLoRA.set_mapping gives each layer the view of our wrapper that knows the layer's weights",
+    why="as arguments, 14 weight tensors a transformer layer cost more to pass than a step's update costs to compute",
+    removed_by="a CPU LoRA kernel in vLLM that selects rows",
+)
+def lora_layer_view(module: ModuleType) -> None:
+    """Wrap `set_mapping`; any other wrapper, so any engine without ISD, passes through unchanged."""
+    layer = module.BaseLayerWithLoRA
+    original = expect(layer, "set_mapping", "self", "punica_wrapper")
+
+    @functools.wraps(original)
+    def set_mapping(self, punica_wrapper):
+        view = getattr(punica_wrapper, "for_layer", None)
+        original(self, view(self) if view else punica_wrapper)
+
+    layer.set_mapping = set_mapping
+
+
 def _isd(vllm_config) -> bool:
     from vllm_idlm import settings
 
