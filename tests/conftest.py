@@ -1,4 +1,4 @@
-"""Engines run in the test's own process (tests reach into them), in float32 and eagerly unless a test says otherwise."""
+"""Engines run in the test's own process (tests reach into them), in float32 and eagerly unless a test says so."""
 
 import os
 

@@ -18,8 +18,8 @@ def _logits(rows: int, vocab: int = 16, seed: int = 0) -> torch.Tensor:
     return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def _noise(rows: int, vocab: int = 16, seed: int = 1) -> torch.Tensor:
-    return torch.empty(rows, vocab).exponential_(generator=torch.Generator().manual_seed(seed))
+def _noise(rows: int, seed: int = 1) -> torch.Tensor:
+    return torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def _sampled(rows: int) -> torch.Tensor:
@@ -34,7 +34,7 @@ def _sampled(rows: int) -> torch.Tensor:
 def test_drafts_follow_the_returned_q(options):
     kwargs = {name: torch.full((SAMPLES,), value) for name, value in options.items()}
     logits = _logits(1).expand(SAMPLES, -1).clone()
-    proposal = propose(logits, mask_token_id=MASK, greedy=_sampled(SAMPLES), exponential=_noise(SAMPLES, 16), **kwargs)
+    proposal = propose(logits, mask_token_id=MASK, greedy=_sampled(SAMPLES), uniform=_noise(SAMPLES), **kwargs)
     q = proposal.logits[0].double().softmax(-1)
     assert torch.equal(proposal.logits, proposal.logits[:1].expand(SAMPLES, -1))
     assert chi_square(proposal.drafts.bincount(minlength=16), q).pvalue > ALPHA
@@ -43,7 +43,7 @@ def test_drafts_follow_the_returned_q(options):
 def test_q_is_temperature_then_top_k_then_top_p():
     row = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2]).log()
     kwargs = {"temperature": torch.tensor([0.5]), "top_k": torch.tensor([3]), "top_p": torch.tensor([0.75])}
-    q = propose(row.clone()[None], mask_token_id=2, greedy=_sampled(1), exponential=_noise(1, 5), **kwargs).logits
+    q = propose(row.clone()[None], mask_token_id=2, greedy=_sampled(1), uniform=_noise(1), **kwargs).logits
     # Squared: .16 .0625 .04 lead; of these .61 .24 .15: two reach 0.75.
     expected = torch.tensor([0, 0.16, 0, 0.0625, 0]) / 0.2225
     torch.testing.assert_close(q.softmax(-1)[0], expected)
@@ -53,7 +53,7 @@ def test_q_is_temperature_then_top_k_then_top_p():
 def test_mask_token_is_never_proposed(greedy):
     logits = _logits(4000)
     logits[:, MASK] = 50.0
-    proposal = propose(logits, mask_token_id=MASK, greedy=greedy, exponential=_noise(4000))
+    proposal = propose(logits, mask_token_id=MASK, greedy=greedy, uniform=_noise(4000))
     assert not (proposal.drafts == MASK).any()
 
 
@@ -68,28 +68,28 @@ def test_greedy_rows_of_a_mixed_batch_take_the_argmax():
     logits, greedy = _logits(64), torch.arange(64) % 2 == 0
     expected = logits.clone().index_fill_(1, torch.tensor(MASK), -torch.inf).argmax(-1)
     temperature = torch.where(greedy, 0.0, 5.0)
-    proposal = propose(logits, mask_token_id=MASK, greedy=greedy, temperature=temperature, exponential=_noise(64))
+    proposal = propose(logits, mask_token_id=MASK, greedy=greedy, temperature=temperature, uniform=_noise(64))
     assert torch.equal(proposal.drafts[greedy], expected[greedy])
     assert not torch.equal(proposal.drafts[~greedy], expected[~greedy])
     assert proposal.logits.isfinite().sum() == 64 * 15
 
 
 def test_same_noise_same_draft_whatever_the_batch():
-    logits, noise = _logits(40, 300), _noise(40, 300)
+    logits, noise = _logits(40, 300), _noise(40)
     options = {"temperature": torch.linspace(0.5, 2, 40), "top_p": torch.linspace(0.3, 1, 40)}
-    together = propose(logits.clone(), mask_token_id=MASK, greedy=_sampled(40), exponential=noise, **options)
+    together = propose(logits.clone(), mask_token_id=MASK, greedy=_sampled(40), uniform=noise, **options)
     for i in (0, 17, 39):
         own = {name: value[i : i + 1] for name, value in options.items()}
         row, own_noise = logits[i : i + 1].clone(), noise[i : i + 1]
-        alone = propose(row, mask_token_id=MASK, greedy=_sampled(1), exponential=own_noise, **own)
+        alone = propose(row, mask_token_id=MASK, greedy=_sampled(1), uniform=own_noise, **own)
         assert alone.drafts[0] == together.drafts[i]
         assert torch.equal(alone.logits[0], together.logits[i])
 
 
-def test_zero_noise_never_draws_an_excluded_token():
-    logits, noise = torch.zeros(1, 4), torch.ones(1, 4)
-    noise[0, 1] = 0.0  # an exponential generator may return 0
-    assert propose(logits, mask_token_id=1, greedy=_sampled(1), exponential=noise).drafts[0] != 1
+@pytest.mark.parametrize(("mask", "uniform", "drawn"), [(0, 0.0, 1), (3, 1 - 2**-53, 2), (1, 1 / 3, 2), (1, 0.333, 0)])
+def test_the_ends_of_the_noise_never_draw_an_excluded_token(mask, uniform, drawn):
+    noise = torch.tensor([uniform], dtype=torch.float64)
+    assert propose(torch.zeros(1, 4), mask_token_id=mask, greedy=_sampled(1), uniform=noise).drafts[0] == drawn
 
 
 @pytest.mark.parametrize("k", [1, 3, 6, 0, 8, 99])
@@ -139,11 +139,11 @@ def test_refuses_a_mask_token_outside_the_vocabulary(kwargs, names):
 
 
 def test_refuses_sampling_without_noise():
-    with pytest.raises(ValueError, match="exponential=None"):
+    with pytest.raises(ValueError, match="uniform=None"):
         propose(_logits(1), mask_token_id=0, greedy=_sampled(1))
 
 
 def test_no_rows():
-    drafts, logits = propose(_logits(0), mask_token_id=0, greedy=_sampled(0), exponential=_noise(0))
+    drafts, logits = propose(_logits(0), mask_token_id=0, greedy=_sampled(0), uniform=_noise(0))
     assert drafts.shape == (0,)
     assert logits.shape == (0, 16)

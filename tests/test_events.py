@@ -1,4 +1,4 @@
-"""What happens to a batch in service (preemption, chunked prompts, caching, aborts, adapters) changes no token (float32)."""
+"""What happens to a batch in service (preemption, chunks, caching, aborts, adapters) changes no token (float32)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-
 from vllm_idlm.kernels import lora
 from vllm_idlm.kernels.lora import cpu, naive
 
@@ -130,11 +129,11 @@ def test_rounding_of_bfloat16_is_torchs():
         ({"slots": torch.full((4,), 7)}, "slots"),
         ({"slots": torch.zeros(2, dtype=torch.long)}, "slots"),
         ({"x": torch.zeros(4, 33)}, "BFloat16"),
-        ({"x": torch.zeros(4, 20, dtype=BF16)}, "slice 0"),
-        ({"widths": [17, 6]}, "width"),
+        ({"x": torch.zeros(4, 20, dtype=BF16)}, "n, 33"),
+        ({"widths": [18, 5]}, "24"),
         ({"widths": [16, 5]}, "slice 0"),
     ],
-    ids=["slot-too-large", "slots-too-few", "dtype", "in", "too-wide", "too-narrow"],
+    ids=["slot-too-large", "slots-too-few", "dtype", "in", "y-too-narrow", "slice-too-narrow"],
 )
 def test_wrong_arguments_are_refused(change, says):
     y, x, slots, a, b, widths = make("odd", 4, BF16)

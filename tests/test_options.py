@@ -1,4 +1,4 @@
-"""Every sampling option under ISD equals plain decoding: same tokens, text, stop reason and log-probabilities (float32)."""
+"""Every sampling option under ISD equals plain decoding: tokens, text, stop reason, log-probabilities (float32)."""
 
 from __future__ import annotations
 

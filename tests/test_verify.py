@@ -25,8 +25,8 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _exponential(rows: int, seed: int, vocab: int = VOCAB) -> torch.Tensor:
-    return torch.empty(rows, vocab).exponential_(generator=_generator(seed))
+def _noise(rows: int, seed: int) -> torch.Tensor:
+    return torch.rand(rows, dtype=torch.float64, generator=_generator(seed))
 
 
 @dataclass
@@ -69,7 +69,7 @@ def _sample(chain: Chain, draft: str, claim: str, options: dict, samples: int = 
     rows = chain.q.repeat(samples, 1)
     filled = {name: torch.full((len(rows),), value) for name, value in options.items() if value is not None}
     sampled = torch.zeros(len(rows), dtype=torch.bool)
-    soft = propose(rows, mask_token_id=MASK, greedy=sampled, exponential=_exponential(len(rows), 11), **filled)
+    soft = propose(rows, mask_token_id=MASK, greedy=sampled, uniform=_noise(len(rows), 11), **filled)
     drafts = soft.drafts if draft == "soft" else soft.logits.argmax(-1)
     chain = Chain(_constrain(chain.p, **options), chain.q)
     return verify(
@@ -80,7 +80,7 @@ def _sample(chain: Chain, draft: str, claim: str, options: dict, samples: int = 
         proposal_logits=soft.logits if claim == "soft" else None,
         greedy=torch.zeros(samples, dtype=torch.bool),
         uniform=torch.rand(len(rows), dtype=torch.float64, generator=_generator(12)),
-        exponential=_exponential(samples, 13),
+        resample=_noise(samples, 13),
     )
 
 
@@ -132,11 +132,11 @@ def test_argmax_drafts_verified_with_soft_q_are_rejected_by_the_same_test(option
 def test_shared_noise_is_rejected_by_the_same_test():
     """Resampling with the noise that drew the draft is biased: the streams have to be independent."""
     p, q = torch.randn(2, VOCAB, generator=_generator(3)).unbind()
-    noise, sampled = _exponential(SAMPLES, 4), torch.zeros(SAMPLES, dtype=torch.bool)
-    soft = propose(q.repeat(SAMPLES, 1), mask_token_id=MASK, greedy=sampled, exponential=noise)
+    noise, sampled = _noise(SAMPLES, 4), torch.zeros(SAMPLES, dtype=torch.bool)
+    soft = propose(q.repeat(SAMPLES, 1), mask_token_id=MASK, greedy=sampled, uniform=noise)
     uniform = torch.rand(SAMPLES, dtype=torch.float64, generator=_generator(5))
     pvalues = []
-    for exponential in (noise, _exponential(SAMPLES, 6)):
+    for resample in (noise, _noise(SAMPLES, 6)):
         verdict = verify(
             p.repeat(2 * SAMPLES, 1),
             soft.drafts,
@@ -145,7 +145,7 @@ def test_shared_noise_is_rejected_by_the_same_test():
             proposal_logits=soft.logits,
             greedy=sampled,
             uniform=uniform,
-            exponential=exponential,
+            resample=resample,
         )
         counts = verdict.tokens[:, 0].bincount(minlength=VOCAB)
         pvalues.append(chi_square(counts, p.softmax(-1)).pvalue)
@@ -167,7 +167,7 @@ def test_acceptance_and_residual_are_exact():
             proposal_logits=q.log().repeat(grid, 1),
             greedy=torch.zeros(grid, dtype=torch.bool),
             uniform=(torch.arange(grid, dtype=torch.float64) + 0.5) / grid,
-            exponential=_exponential(grid, 7, 5),
+            resample=_noise(grid, 7),
         )
         assert verdict.accepted.sum() == rate * grid
         rejected = verdict.tokens[verdict.accepted == 0]
@@ -197,7 +197,7 @@ def _mixed(seed: int = 0, batch: int = 256, slots: int = 4, vocab: int = 30) -> 
         "one_hot": one_hot,
         "greedy": torch.arange(batch) % 3 == 0,
         "uniform": torch.rand(total, dtype=torch.float64, generator=g),
-        "exponential": _exponential(batch, seed + 1, vocab),
+        "resample": _noise(batch, seed + 1),
     }
 
 
@@ -222,9 +222,19 @@ def _by_hand(case: dict) -> list[list[int]]:
             weights = case["logits"][row + k].double().softmax(-1)
             if case["greedy"][b]:
                 weights = torch.zeros_like(weights).index_fill_(0, weights.argmax(), 1.0)
-        result.append([*emitted, int((weights / case["exponential"][b]).argmax())])
+        result.append([*emitted, _drawn(weights, float(case["resample"][b]))])
         row, d = row + k + 1, d + k
     return result
+
+
+def _drawn(weights: torch.Tensor, uniform: float) -> int:
+    """The index at `uniform` of the cumulative weights, one by one."""
+    target, total = uniform * float(weights.sum()), 0.0
+    for index, weight in enumerate(weights.tolist()):
+        total += weight
+        if total > target:
+            return index
+    raise AssertionError("no weight")
 
 
 def _lists(verdict: Verdict) -> list[list[int]]:
@@ -251,7 +261,7 @@ def test_a_verdict_does_not_depend_on_the_rest_of_the_batch(vocab):
     logits = case["logits"].split(rows)
     for b in range(8):
         own = {name: piece[b] for name, piece in pieces.items()}
-        own |= {name: case[name][b : b + 1] for name in ("num_drafts", "greedy", "exponential")}
+        own |= {name: case[name][b : b + 1] for name in ("num_drafts", "greedy", "resample")}
         assert _lists(verify(logits=logits[b], max_drafts=4, **own)) == together[b : b + 1]
 
 
@@ -274,11 +284,12 @@ def test_no_drafts_at_all():
     none = torch.zeros(0, dtype=torch.int64)
     zero = torch.zeros(3, dtype=torch.int64)
     assert verify(logits, none, zero, max_drafts=0).tokens.tolist() == logits.argmax(-1, keepdim=True).tolist()
-    noise = _exponential(3, 1)
+    noise = _noise(3, 1)
     sampled = torch.zeros(3, dtype=torch.bool)
     uniform = torch.zeros(0, dtype=torch.float64)
-    verdict = verify(logits, none, zero, max_drafts=2, greedy=sampled, uniform=uniform, exponential=noise)
-    assert verdict.tokens[:, 0].tolist() == (logits.softmax(-1) / noise).argmax(-1).tolist()
+    verdict = verify(logits, none, zero, max_drafts=2, greedy=sampled, uniform=uniform, resample=noise)
+    drawn = [_drawn(row, float(u)) for row, u in zip(logits.softmax(-1), noise, strict=True)]
+    assert verdict.tokens[:, 0].tolist() == drawn
     assert (verdict.tokens[:, 1:] == -1).all()
 
 
@@ -295,7 +306,7 @@ def test_equal_p_and_q_always_accept():
         proposal_logits=logits,
         greedy=torch.zeros(1000, dtype=torch.bool),
         uniform=torch.full((1000,), 1 - 2.0**-53, dtype=torch.float64),
-        exponential=_exponential(1000, 2),
+        resample=_noise(1000, 2),
     )
     assert (verdict.accepted == 1).all()
 
@@ -313,7 +324,7 @@ def test_a_draft_that_p_excludes_is_never_accepted(uniform):
         proposal_logits=q,
         greedy=torch.zeros(3, dtype=torch.bool),
         uniform=torch.full((3,), uniform, dtype=torch.float64),
-        exponential=_exponential(3, 1, 3),
+        resample=_noise(3, 1),
     )
     assert (verdict.accepted == 0).all()
     assert not (verdict.tokens == 1).any()
@@ -330,7 +341,7 @@ def test_an_empty_residual_falls_back_to_p():
         proposal_logits=p,
         greedy=torch.tensor([False]),
         uniform=torch.tensor([1.0], dtype=torch.float64),  # outside of [0, 1), to force the rejection
-        exponential=torch.ones(1, 3),
+        resample=torch.tensor([0.5], dtype=torch.float64),
     )
     assert verdict.tokens.tolist() == [[1, -1]]
 
@@ -351,8 +362,8 @@ def test_p_may_emit_the_mask_token():
         ({"logits": torch.zeros(7, 30)}, "logits has 7 rows"),
         ({"max_drafts": 0}, "max_drafts=0"),
         ({"proposal_logits": torch.zeros(1, 30)}, "proposal_logits has shape"),
-        ({"uniform": None}, "uniform and exponential"),
-        ({"exponential": None}, "uniform and exponential"),
+        ({"uniform": None}, "uniform and resample"),
+        ({"resample": None}, "uniform and resample"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -63,7 +63,18 @@ def _command(target: Path) -> list[str]:
     base = Path(torch.__file__).parent
     includes = [f"-I{base / 'include'}", f"-I{base / 'include/torch/csrc/api/include'}"]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    return [_compiler(), *_FLAGS, abi, *includes, str(SOURCE), "-o", str(target), f"-L{base / 'lib'}", "-ltorch_cpu", "-lc10"]
+    return [
+        _compiler(),
+        *_FLAGS,
+        abi,
+        *includes,
+        str(SOURCE),
+        "-o",
+        str(target),
+        f"-L{base / 'lib'}",
+        "-ltorch_cpu",
+        "-lc10",
+    ]
 
 
 def build() -> Path:

@@ -55,12 +55,12 @@ inline u32v load_some(const void* from, size_t bytes) {
   return raw;
 }
 
-inline float sum(f32v v) {
-  float total[kLanes];
-  std::memcpy(total, &v, sizeof v);
-  for (int width = kLanes / 2; width; width /= 2)
-    for (int i = 0; i < width; ++i) total[i] += total[i + width];
-  return total[0];
+inline float sum(f32v v) {  // halves onto each other, four times
+  v += __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+  v += __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+  v += __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+  v += __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+  return v[0];
 }
 
 inline f32v widen(u16v v) { return (f32v)(__builtin_convertvector(v, u32v) << 16); }
@@ -135,28 +135,24 @@ struct Call {
 template <typename T, int R, int K>
 void shrink_ranks(const Call<T>& call, const Block& block, const T* a, float* h) {
   using C = Chunk<T>;
-  f32v total[K][R][C::parts] = {};
+  f32v total[K][R] = {};
   const T* x[R];
   for (int r = 0; r < R; ++r) x[r] = call.x + block.row[r] * call.x_stride;
   const auto step = [&](auto load) {
-    f32v weight[K][C::parts];
-    for (int k = 0; k < K; ++k) std::memcpy(weight[k], C(load(a + k * call.in)).part, sizeof weight[k]);
-    for (int r = 0; r < R; ++r) {
-      const C input(load(x[r]));
-      for (int k = 0; k < K; ++k)
-        for (int p = 0; p < C::parts; ++p) total[k][r][p] += weight[k][p] * input.part[p];
-    }
+    u32v weight[K];
+    for (int k = 0; k < K; ++k) weight[k] = load(a + k * call.in);
+    for (int p = 0; p < C::parts; ++p)
+      for (int r = 0; r < R; ++r) {
+        const f32v input = C(load(x[r])).part[p];
+        for (int k = 0; k < K; ++k) total[k][r] += C(weight[k]).part[p] * input;
+      }
   };
   const int64_t whole = call.in / C::size * C::size;
   for (int64_t i = 0; i < whole; i += C::size) step([i](const T* from) { return load64(from + i); });
   if (const size_t rest = (call.in - whole) * sizeof(T))
     step([whole, rest](const T* from) { return load_some(from + whole, rest); });
   for (int k = 0; k < K; ++k)
-    for (int r = 0; r < R; ++r) {
-      f32v all = total[k][r][0];
-      for (int p = 1; p < C::parts; ++p) all += total[k][r][p];
-      h[r * call.h_width + k] = sum(all);
-    }
+    for (int r = 0; r < R; ++r) h[r * call.h_width + k] = sum(total[k][r]);
 }
 
 // y of up to 16 outputs from `first` for the R rows of a block.

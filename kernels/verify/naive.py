@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from vllm_idlm.kernels.draft.naive import race, rows_of_piece
+from vllm_idlm.kernels.draft.naive import draw, rows_of_piece
 
 
 class Verdict(NamedTuple):
@@ -46,7 +46,7 @@ def verify(
     one_hot: Tensor | None = None,
     greedy: Tensor | None = None,
     uniform: Tensor | None = None,
-    exponential: Tensor | None = None,
+    resample: Tensor | None = None,
 ) -> Verdict:
     """Verify the drafts of a batch of B requests with k_i drafts each; D = sum k_i, R = D + B. Inputs are not changed.
 
@@ -60,7 +60,7 @@ def verify(
                      used); None: none.
     greedy:          [B] bool, requests that decode greedily (a tie goes to the lowest index); None: all.
     uniform:         [D] float64 in [0, 1), decides acceptance. Needed unless greedy is None.
-    exponential:     [B, V] float32 Exp(1), draws the emitted token (see `race`). Needed unless greedy is None.
+    resample:        [B] float64 in [0, 1), draws the emitted token. Needed unless greedy is None.
 
     With equal noise the verdict of a request does not depend on the rest of the batch.
 
@@ -70,7 +70,7 @@ def verify(
     row if that is larger, and never more than [R, V]).
     Raises ValueError for shapes that do not fit each other or missing noise.
     """
-    _check(logits, drafts, num_drafts, max_drafts, proposal_logits, greedy, uniform, exponential)
+    _check(logits, drafts, num_drafts, max_drafts, proposal_logits, greedy, uniform, resample)
     where = _Places.of(num_drafts, drafts.shape[0], max_drafts)
     best = logits.argmax(-1)
     accept = drafts == best[where.row]
@@ -83,7 +83,7 @@ def verify(
     if greedy is not None:
         rejected = accepted < num_drafts
         rows = rows_of_piece(logits)
-        per_request = (last, where.first_draft + accepted, rejected, exponential)
+        per_request = (last, where.first_draft + accepted, rejected, resample)
         pieces = zip(*(x.split(rows) for x in per_request), strict=True)
         sampled = torch.cat([_emit(logits, drafts, proposal_logits, one_hot, *piece) for piece in pieces])
         emitted = torch.where(greedy, emitted, sampled)
@@ -155,16 +155,16 @@ def _emit(
     row: Tensor,
     draft: Tensor,
     rejected: Tensor,
-    exponential: Tensor,
+    resample: Tensor,
 ) -> Tensor:
     """The token after the accepted drafts, from norm(max(p - q, 0)) where a draft was rejected, else from p.
 
     row [b], of `logits` to emit from; draft [b], the index of the rejected draft (any, where none was); rejected [b]
-    bool; exponential [b, V]. Returns [b] int64.
+    bool; resample [b]. Returns [b] int64.
     """
     p = logits.index_select(0, row).softmax(-1)
     if drafts.shape[0] == 0:
-        return race(p, exponential)
+        return draw(p, resample)
     draft = draft.clamp(max=drafts.shape[0] - 1)
     rest = p.clone()
     if proposal_logits is not None:
@@ -176,7 +176,7 @@ def _emit(
     rest.scatter_(1, token, rest.gather(1, token).masked_fill_(rejected.unsqueeze(1), 0.0))
     # Where p and q are equal up to rounding nothing may be left at all: p is the same distribution then.
     empty = rest.sum(-1, keepdim=True) <= 0
-    return race(torch.where(empty, p, rest), exponential)
+    return draw(torch.where(empty, p, rest), resample)
 
 
 def _check(
@@ -187,7 +187,7 @@ def _check(
     proposal_logits: Tensor | None,
     greedy: Tensor | None,
     uniform: Tensor | None,
-    exponential: Tensor | None,
+    resample: Tensor | None,
 ) -> None:
     total, batch = drafts.shape[0], num_drafts.shape[0]
     if logits.shape[0] != total + batch:
@@ -202,5 +202,5 @@ def _check(
             f"proposal_logits has shape {tuple(proposal_logits.shape)}: must be {(total, logits.shape[1])}, "
             "the logits each draft was drawn from, or None for one-hot proposals."
         )
-    if greedy is not None and (uniform is None or exponential is None):
-        raise ValueError("uniform and exponential are needed for sampled requests. Pass both, or greedy=None.")
+    if greedy is not None and (uniform is None or resample is None):
+        raise ValueError("uniform and resample are needed for sampled requests. Pass both, or greedy=None.")

@@ -3,7 +3,7 @@
     python -m vllm_idlm.ledger      # lists them, and says of each whether it fits the installed vLLM
 
 `core` is the mechanism; the siblings hold the entries by what they reach: `config` (settings and the CLI),
-`architectures` (checkpoints that vLLM does not know), `runner` (Model Runner V1), `scheduler`, `lora` (the CPU build's).
+`architectures` (checkpoints that vLLM does not know), `runner` (Model Runner V1), `scheduler`, `lora` (on CPU).
 """
 
 # Importing a file enters its patches.

@@ -17,7 +17,7 @@ from vllm_idlm import settings as isd_settings
 from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.kernels.draft import propose as draw
 from vllm_idlm.proposers.state import MASK, Records, Row, all_accepted, plan_slots
-from vllm_idlm.v1.noise import exponential_rows
+from vllm_idlm.v1 import noise
 from vllm_idlm.v1.sampler import ISDSampler
 from vllm_idlm.v1.stats import ISDStats
 
@@ -140,7 +140,8 @@ class ISDProposer:
             options["greedy"] = temperature == 0
             options["top_k"] = sampling.top_k[owner] if sampling.top_k is not None else None
             options["top_p"] = sampling.top_p[owner] if sampling.top_p is not None else None
-            options["exponential"] = exponential_rows(logits, requests, counts, sampling.generators)
+            generators = [sampling.generators.get(i) for i in requests]
+            options["uniform"] = noise.uniform(counts, generators, logits.device)
         proposal = draw(logits, mask_token_id=self.mask_token_id, **options)
         ids = proposal.drafts.tolist()
         drafts, kept, start = {}, {}, 0

@@ -53,7 +53,7 @@ class ISDSampler(nn.Module):
         self._logits = logits
         drafts = [row.drafts for row in rows]
         index = torch.from_numpy(verified).to(logits.device, non_blocking=True)
-        anchors = logits[index].to(torch.float32)  # [R, vocab], ours to change
+        anchors = logits.index_select(0, index).to(torch.float32)  # [R, vocab], ours to change
         layout = Rows(drafts, logits.device)
         raw = anchors.clone() if self._reports(sampling, "raw") else None
         plain = as_plain_rows(sampling, layout) if needs_processing(sampling) else None
@@ -83,10 +83,9 @@ class ISDSampler(nn.Module):
         options: dict[str, Any] = {}
         if not sampling.all_greedy:
             options["greedy"] = sampling.temperature == 0
-            options["uniform"] = noise.uniform(counts, sampling.generators, device)
-            requests = range(len(rows))
-            like = logits[: len(rows)]
-            options["exponential"] = noise.exponential_rows(like, requests, [1] * len(rows), sampling.generators)
+            generators = [sampling.generators.get(i) for i in range(len(rows))]
+            options["uniform"] = noise.uniform(counts, generators, device)
+            options["resample"] = noise.uniform([1] * len(rows), generators, device)
             options |= _proposals(rows, logits)
         num_drafts = torch.tensor(counts, device=device)
         return verify(logits, drafts, num_drafts, max_drafts=max(counts), **options)
@@ -94,7 +93,7 @@ class ISDSampler(nn.Module):
     def mask_logits(self, requests: Sequence[int]) -> torch.Tensor:
         """[M, vocab] float32 copies of the last forward's logits at the mask rows of `requests`, in their order."""
         index = torch.from_numpy(np.concatenate([self._mask_rows[i] for i in requests]))
-        return self._logits[index.to(self._logits.device)].to(torch.float32)
+        return self._logits.index_select(0, index.to(self._logits.device)).to(torch.float32)
 
     def _reports(self, sampling: Any, kind: str) -> bool:
         wanted = sampling.max_num_logprobs is not None or bool(sampling.logprob_token_ids)

@@ -7,7 +7,7 @@ class ISDWorkerExtension:
     """Mixed into vLLM's worker class. `llm.collective_rpc("isd_stats")` returns one dictionary a worker."""
 
     def isd_stats(self, reset: bool = False) -> dict | None:
-        """The counts since the last reset (see `vllm_idlm.v1.stats.ISDStats`); None in a worker that does not sample."""
+        """The counts since the last reset (see `vllm_idlm.v1.stats.ISDStats`); None in one that does not sample."""
         isd = getattr(self.model_runner, "isd", None)
         if isd is None:
             return None
