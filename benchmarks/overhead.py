@@ -1,0 +1,88 @@
+"""OH: the time of one ISD or R-ISD forward over one plain forward, at the same batch and in the same run.
+
+    python -m benchmarks.overhead [--n 4] [--batches 1,4,16] [--rounds 5]
+
+All engines live in this process and take turns, round by round, so that a drifting machine hits all alike. A forward is
+an engine step in decode (scheduling, model, sampling, ISD's own code); the median over a round's steps is kept, and OH
+is the median over rounds of ratios within a round. Host time is what ISD's own Python takes of a step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+
+from benchmarks import common
+
+
+def steps(llm, batch: int, tokens: int) -> list[float]:
+    """Durations in ms of the decode steps of `batch` requests of `tokens` tokens each, the ramp at both ends cut off."""
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+    engine = llm.llm_engine
+    ids = llm.get_tokenizer().apply_chat_template(common.chats(common.prompts(batch)), add_generation_prompt=True)
+    ids = getattr(ids, "input_ids", ids)
+    for i, prompt in enumerate(ids):
+        engine.add_request(f"{time.time()}-{i}", {"prompt_token_ids": list(prompt)}, params)
+    taken, finished = [], 0
+    while engine.has_unfinished_requests():
+        began = time.perf_counter()
+        finished += sum(o.finished for o in engine.step())
+        if finished == 0:
+            taken.append((time.perf_counter() - began) * 1e3)
+    return taken[2:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=4)
+    parser.add_argument("--batches", default="1,4,16")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--name", default="overhead-cpu", help="results/NAME.json")
+    args = parser.parse_args()
+    from rich.console import Console
+    from rich.table import Table
+
+    methods = ("plain", "isd", "risd")
+    engines = {m: common.start(m, args.n, dtype=args.dtype) for m in methods}
+    batches = [int(b) for b in args.batches.split(",")]
+    for batch in batches:  # warm-up: compilation
+        for llm in engines.values():
+            steps(llm, batch, 12)
+    rows = []
+    for batch in batches:
+        times = {m: [] for m in methods}
+        for m in ("isd", "risd"):
+            engines[m].collective_rpc("isd_stats", args=(True,))
+        for _ in range(args.rounds):
+            for m, llm in engines.items():
+                times[m].append(statistics.median(steps(llm, batch, args.tokens)))
+        row = {"batch": batch, "n": args.n, "ms": {m: round(statistics.median(t), 2) for m, t in times.items()}}
+        for m in ("isd", "risd"):
+            ratios = [a / b for a, b in zip(times[m], times["plain"], strict=True)]
+            found = engines[m].collective_rpc("isd_stats")[0]
+            row[m] = {
+                "OH": round(statistics.median(ratios), 3),
+                "OH_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
+                "TPF": round(found["tpf"], 3),
+                "host_ms": round(1e3 * found["seconds"] / found["steps"], 3),
+            }
+        rows.append(row)
+    table = Table(
+        "batch", "plain ms", "isd ms", "OH", "host ms", "risd ms", "OH", "host ms", "TPF", title=f"n = {args.n}"
+    )
+    for r in rows:
+        isd, risd = r["isd"], r["risd"]
+        cells = [r["batch"], r["ms"]["plain"], r["ms"]["isd"], isd["OH"], isd["host_ms"]]
+        cells += [r["ms"]["risd"], risd["OH"], risd["host_ms"], risd["TPF"]]
+        table.add_row(*map(str, cells))
+    Console().print(table)
+    print(common.save(args.name, {"dtype": args.dtype, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

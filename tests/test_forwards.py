@@ -1,0 +1,48 @@
+"""The vLLM path against the transformers-level reference, forward by forward: drafts, masks, accepted, emitted."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests import tiny
+from tests.engines import engine, isd, stats
+from vllm_idlm.proposers.reference import GatedLoRA, decode
+
+pytestmark = pytest.mark.vllm
+PROMPTS = [[3, 7, 11, 2], [5, 5, 9], [1, 2, 3, 4, 5, 6, 7, 8], [13], [40, 2, 40, 2, 40]]
+LENGTH = 40
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("forwards")
+    model = tiny.write_tiny(root / "model", vocab=48)
+    return str(model), str(tiny.write_adapter(root / "draft", model, scale=0.5))
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["full", "gated"])
+@pytest.mark.parametrize("n", [2, 4, 8])
+def test_each_forward_equals_the_reference(folders, n, gated):
+    from vllm import SamplingParams, TokensPrompt
+
+    path, adapter = folders
+    settings = {"mask_token_id": 1, **({"lora": adapter} if gated else {})}
+    options = {"skip_tokenizer_init": True, "max_model_len": 128}
+    llm = engine(path, speculative_config=isd(n, **settings), **options)
+    llm.collective_rpc("isd_trace", args=(True,))
+    stats(llm)
+    params = SamplingParams(temperature=0, max_tokens=LENGTH, ignore_eos=True, detokenize=False)
+    outputs = llm.generate([TokensPrompt(prompt_token_ids=p) for p in PROMPTS], params, use_tqdm=False)
+    trace = stats(llm)["trace"]
+    model = tiny.load_tiny(path)
+    lora = GatedLoRA(model, adapter) if gated else None
+    accepted = 0
+    for output, prompt in zip(outputs, PROMPTS, strict=True):
+        want = decode(model, prompt, n=n, mask_token_id=1, max_tokens=LENGTH, lora=lora)
+        got = next(t for request, t in trace.items() if request.split("-")[0] == output.request_id)
+        assert [f["drafts"] for f in got] == [list(f.drafts) for f in want.forwards]
+        assert [(f["masks"], f["accepted"]) for f in got] == [(f.masks, f.accepted) for f in want.forwards]
+        assert [f["tokens"] for f in got] == [list(f.emitted) for f in want.forwards]
+        assert list(output.outputs[0].token_ids) == want.tokens
+        accepted += sum(f.accepted for f in want.forwards)
+    assert accepted > 0, "no draft was ever accepted: the comparison saw one half of the algorithm"
