@@ -10,6 +10,7 @@ difference the first differing place is looked up in plain's own log-probabiliti
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks import common
 
 
 def answers(llm: Any, batch: int, count: int, tokens: int) -> list[tuple[list[int], list[dict[int, float]]]]:
-    """Greedy answers to the prompts, `batch` at a time: token ids, and the log-probabilities of the top 2 at each place."""
+    """Greedy answers to the prompts, `batch` at a time: token ids, and the top 2 log-probabilities at each place."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, logprobs=2)
@@ -63,7 +64,7 @@ def main() -> None:
         began = time.time()
         plain[batch] = answers(llm, batch, args.prompts, args.tokens)
         print(f"plain batch {batch}: {time.time() - began:.0f} s", flush=True)
-    for a, b in zip(batches, batches[1:], strict=False):
+    for a, b in itertools.pairwise(batches):
         rows.append({"method": f"floor: plain {a} / plain {b}", "n": 1, "batch": b, **compare(plain[a], plain[b])})
     for method in args.methods.split(","):
         for n in map(int, args.strides.split(",")):

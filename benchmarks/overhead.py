@@ -17,7 +17,7 @@ from benchmarks import common
 
 
 def steps(llm, batch: int, tokens: int) -> list[float]:
-    """Durations in ms of the decode steps of `batch` requests of `tokens` tokens each, the ramp at both ends cut off."""
+    """Durations in ms of the decode steps of `batch` requests, the ramp at both ends cut off."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from vllm_idlm.proposers.reference import GatedLoRA, decode
 
 from tests import tiny
 from tests.engines import engine, isd, stats
-from vllm_idlm.proposers.reference import GatedLoRA, decode
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3, 7, 11, 2], [5, 5, 9], [1, 2, 3, 4, 5, 6, 7, 8], [13], [40, 2, 40, 2, 40]]

@@ -280,3 +280,33 @@ def test_logits_embeddings_and_the_two_halves(dtype):
     added = looked_up[4:].float() @ b[0][1, 0].float().T
     torch.testing.assert_close(embedded[4:].float(), y[4:, :576].float() + added, rtol=2**-7, atol=2e-3)
     assert torch.equal(embedded[:4], y[:4, :576])
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", ["qkv", "odd", "rank70"])
+def test_layers_of_a_table_are_the_same_op(shape, dtype):
+    """Two entries in one table, written through afterwards as vLLM writes an adapter, and traced by torch.compile."""
+    ops = torch.ops.vllm_idlm
+    y, x, chosen, a, b, widths = make(shape, 9, dtype, slots=2)
+    stored = [torch.zeros_like(w.transpose(-1, -2)).contiguous().transpose(-1, -2) for w in b]
+    entry = ops.lora_layer(a, stored, widths)
+    table = torch.tensor([7] * 5 + entry)
+    for into, weight in zip(stored, b, strict=True):
+        into[:, 0, : weight.shape[2]].copy_(weight[:, 0])
+    want = y.clone()
+    lora.add_lora_rows(want, x, chosen, a, b, widths)
+    call = torch.compile(lambda y, x: ops.add_lora_layer_(y, x, chosen, table, 5), fullgraph=True)
+    call(y, x)
+    assert torch.equal(y, want)
+    with pytest.raises(RuntimeError, match="transposed"):
+        ops.lora_layer(a, b, widths)
+
+
+def test_padded_ranks_change_nothing():
+    """vLLM pads ranks with zeros up to max_lora_rank."""
+    y, x, chosen, a, b, widths = make("qkv", 9, BF16)
+    padded = [torch.nn.functional.pad(w, (0, 0, 0, 32)) for w in a], [torch.nn.functional.pad(w, (0, 32)) for w in b]
+    want = y.clone()
+    lora.add_lora_rows(want, x, chosen, a, b, widths)
+    lora.add_lora_rows(y, x, chosen, *padded, widths)
+    assert torch.equal(y, want)
