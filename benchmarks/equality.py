@@ -50,13 +50,12 @@ def main() -> None:
     parser.add_argument("--strides", default="2,4,8")
     parser.add_argument("--methods", default="isd,risd")
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--batch-1-strides", default=None, help="strides to run at batch 1 (default: all)")
     parser.add_argument("--eager", action="store_true", help="no compilation")
     parser.add_argument("--name", default=None, help="results/NAME.json (default equality-DTYPE)")
     args = parser.parse_args()
-    from rich.console import Console
-    from rich.table import Table
-
     batches = [int(b) for b in args.batches.split(",")]
+    alone = [int(n) for n in (args.batch_1_strides or args.strides).split(",")]
     options = {"dtype": args.dtype, "enforce_eager": args.eager}
     plain, rows = {}, []
     llm = common.start("plain", 0, **options)
@@ -70,12 +69,24 @@ def main() -> None:
         for n in map(int, args.strides.split(",")):
             llm = common.start(method, n, **options)
             for batch in batches:
+                if batch == 1 and n not in alone:
+                    continue
                 llm.collective_rpc("isd_stats", args=(True,))
                 found = compare(answers(llm, batch, args.prompts, args.tokens), plain[batch])
                 tpf = round(llm.collective_rpc("isd_stats")[0]["tpf"], 3)
                 rows.append({"method": method, "n": n, "batch": batch, "tpf": tpf, **found})
                 print(rows[-1], flush=True)
+                common.save(
+                    args.name or f"equality-{args.dtype}", {"dtype": args.dtype, "rows": rows, "complete": False}
+                )
             del llm
+    _report(args, rows)
+
+
+def _report(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("method", "n", "batch", "identical", "largest gap at a difference (nats)", "TPF", title=args.dtype)
     for r in rows:
         gap = str(max(r["gaps"])) if r["gaps"] else "-"
@@ -84,7 +95,10 @@ def main() -> None:
         )
     Console().print(table)
     print(
-        common.save(args.name or f"equality-{args.dtype}", {"dtype": args.dtype, "tokens": args.tokens, "rows": rows})
+        common.save(
+            args.name or f"equality-{args.dtype}",
+            {"dtype": args.dtype, "tokens": args.tokens, "rows": rows, "complete": True},
+        )
     )
 
 

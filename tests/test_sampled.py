@@ -113,9 +113,8 @@ def _pvalue(folders, options: dict, samples: int, **settings) -> float:
     assert sum(found["accepted_per_position"]) > samples / 10, "too few drafts were accepted to test anything"
     assert found["rejected"] > samples / 10
     result = chi_square(counts, _exact(tiny.load_tiny(path), options))
-    print(
-        f"{options} {settings}: {samples} samples, chi-square {result.statistic:.1f} on {result.dof}, p {result.pvalue:.3f}"
-    )
+    found = f"chi-square {result.statistic:.1f} on {result.dof}, p {result.pvalue:.3f}"
+    print(f"{options} {settings}: {samples} samples, {found}")
     return result.pvalue
 
 
