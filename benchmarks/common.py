@@ -30,7 +30,7 @@ def prompts(count: int = 60) -> list[str]:
 
 
 def start(method: str, n: int, model: str = "smollm2-135m-risd", **options: Any) -> Any:
-    """A vllm.LLM in this process that decodes by `method`: plain, isd (the bare model drafts) or risd (gated adapter)."""
+    """A vllm.LLM in this process that decodes by `method`: plain, isd (without an adapter) or risd (with)."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM

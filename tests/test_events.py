@@ -69,7 +69,7 @@ def test_chunked_prompts_and_rows(smol, adapter, method, budget):
     if method == "risd" and budget < limits["max_num_seqs"] * 7:
         from vllm import EngineArgs
 
-        with pytest.raises(ValueError, match="max_num_batched_tokens"):  # vLLM's own rule for LoRA with speculation
+        with pytest.raises(ValueError, match="max_num_batched_tokens"):
             EngineArgs(smol, speculative_config=_configs(adapter)[method], **limits).create_engine_config()
         return
     llm = engine(smol, speculative_config=_configs(adapter)[method], **limits)

@@ -176,6 +176,26 @@ def _reserve_lora(args: Any, folder: str, user_loras: int) -> None:
     args.max_loras = user_loras + 1
 
 
+def fit_rows(args: Any, given_budget: int | None) -> None:
+    """Make `max_num_batched_tokens` hold a full row of every request; called once vLLM has set its defaults.
+
+    given_budget: what the user gave, None for vLLM's default, which is raised. Raises SettingsError where the user's
+    is too small and LoRA is on (vLLM refuses that too, in other words).
+    """
+    if not isinstance(args.additional_config, dict) or KEY not in args.additional_config:
+        return
+    row = args.additional_config[KEY]["n"] * 2 - 1
+    need = args.max_num_seqs * row
+    if given_budget is None:
+        args.max_num_batched_tokens = max(args.max_num_batched_tokens, need)
+    elif args.enable_lora and given_budget < need:
+        raise SettingsError(
+            f"max_num_batched_tokens={given_budget} is too small for {args.max_num_seqs} requests (max_num_seqs) of "
+            f"{row} rows each (method isd with n={(row + 1) // 2} and LoRA): allowed is at least {need}. Raise it, or lower "
+            "max_num_seqs or n"
+        )
+
+
 def _packed(modules: list[str]) -> list[str]:
     """The adapter's target modules under the names vLLM gives them (it packs q, k, v and gate, up).
 

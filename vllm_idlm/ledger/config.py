@@ -70,6 +70,29 @@ def expect_field(owner: type, name: str) -> None:
 
 
 @patch(
+    "row-budget",
+    "vllm.engine.arg_utils",
+    what="the default of max_num_batched_tokens is raised to a full ISD row for each of max_num_seqs requests",
+    why="vLLM's default does not know how wide a speculative row is: at larger n it refuses to start with LoRA, and "
+    "without LoRA it would cut rows",
+    removed_by="defaults in vLLM that count num_speculative_tokens",
+)
+def row_budget(module: ModuleType) -> None:
+    """Wrap `_set_default_max_num_seqs_and_batched_tokens_args`."""
+    original = expect(module.EngineArgs, "_set_default_max_num_seqs_and_batched_tokens_args", "self")
+
+    @functools.wraps(original)
+    def set_defaults(self, *args, **kwargs):
+        from vllm_idlm.engine_args import fit_rows
+
+        given = self.max_num_batched_tokens
+        original(self, *args, **kwargs)
+        fit_rows(self, given)
+
+    module.EngineArgs._set_default_max_num_seqs_and_batched_tokens_args = set_defaults
+
+
+@patch(
     "spec-method-flag",
     "vllm.engine.arg_utils",
     what="the CLI's --spec-method takes isd besides vLLM's own methods",

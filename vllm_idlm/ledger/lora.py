@@ -15,7 +15,7 @@ _CPU = "vllm.platforms.cpu"
     "cpu-row-lora",
     _CPU,
     what="CpuPlatform.get_punica_wrapper names our wrapper while an engine with ISD builds its LoRA layers",
-    why="vLLM's CPU LoRA adds the last slot's adapter to rows that have none, overflows on alternating rows, and copies "
+    why="vLLM's CPU LoRA adds the last slot's adapter to rows that have none, overflows on alternating rows and copies "
     "the weights for every token; a gated adapter needs the clean rows untouched and the others cheap",
     removed_by="a CPU LoRA kernel in vLLM that selects rows",
 )

@@ -7,7 +7,6 @@ sampler's `forward`, `propose`.
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
@@ -39,7 +38,6 @@ class ISDProposer:
         self.stats = ISDStats()
         self.runner: Any = None
         self.draft_lora: Any = None
-        self._began = 0.0
 
     def attach(self, runner: Any) -> None:
         """Take the runner's place for verification: `runner.rejection_sampler` becomes ours."""
@@ -67,7 +65,10 @@ class ISDProposer:
 
         Every scheduled request's record is taken: what is not verified in this forward is stale in the next.
         """
-        began = time.perf_counter()
+        with self.stats.timed():
+            return self._plan(output)
+
+    def _plan(self, output: Any) -> dict[str, list[int]]:
         self.records.drop(output.finished_req_ids)
         self.records.drop(output.preempted_req_ids or ())
         slots = output.scheduled_spec_decode_tokens
@@ -75,9 +76,7 @@ class ISDProposer:
             request: self.records.take(request, slots.get(request, ())) for request in output.num_scheduled_tokens
         }
         mask = self.mask_token_id
-        ids = {request: [mask if s == MASK else s for s in given] for request, given in slots.items()}
-        self._began = time.perf_counter() - began
-        return ids
+        return {request: [mask if s == MASK else s for s in given] for request, given in slots.items()}
 
     def batch_rows(self) -> list[Row]:
         """The rows of this step, in the order of the runner's batch."""
@@ -88,15 +87,22 @@ class ISDProposer:
 
         scheduled, sampled: [num_reqs] token rows and logits rows of each request; masks are the last rows of both.
         """
-        own = batch.request_lora_mapping[: batch.num_reqs]
-        masks = np.array([row.masks for row in self.batch_rows()], dtype=np.int64)
-        return tuple(_mark_last(np.repeat(own, count), count, masks, DRAFT_LORA_ID) for count in (sampled, scheduled))
+        with self.stats.timed():
+            own = batch.request_lora_mapping[: batch.num_reqs]
+            masks = np.array([row.masks for row in self.batch_rows()], dtype=np.int64)
+            return tuple(
+                _mark_last(np.repeat(own, count), count, masks, DRAFT_LORA_ID) for count in (sampled, scheduled)
+            )
 
     # -- after the sampler
 
     def propose(self, sampled_token_ids: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
         """The next slots of each request: drafts drawn at this forward's mask rows, then fresh masks (as `MASK`)."""
-        began = time.perf_counter()
+        self.stats.steps += 1
+        with self.stats.timed():
+            return self._propose(sampled_token_ids)
+
+    def _propose(self, sampled_token_ids: list[list[int]]) -> list[list[int]]:
         rows = self.batch_rows()
         requests = self.runner.input_batch.req_ids
         fresh = [
@@ -108,8 +114,6 @@ class ISDProposer:
         slots = []
         for i, (request, tokens) in enumerate(zip(requests, sampled_token_ids, strict=True)):
             slots.append(self._next_slots(request, rows[i], tokens, drafts.get(i, []), logits.get(i)))
-        self.stats.steps += 1
-        self.stats.seconds += self._began + time.perf_counter() - began
         return slots
 
     def _next_slots(self, request: str, row: Row, tokens: list[int], drafts: list[int], logits: Any) -> list[int]:

@@ -48,6 +48,10 @@ class ISDSampler(nn.Module):
         sampling: SamplingMetadata. Returns sampled_token_ids [num_reqs, most drafts + 1] int32, -1 where nothing was
         emitted. `draft_probs` is vLLM's and always None here: q is in the rows' own records.
         """
+        with self.isd.stats.timed():
+            return self._forward(metadata, logits, sampling)
+
+    def _forward(self, metadata: Any, logits: torch.Tensor, sampling: Any) -> SamplerOutput:
         rows = self._rows(metadata)
         verified, self._mask_rows = _split(rows, metadata.num_draft_tokens)
         self._logits = logits

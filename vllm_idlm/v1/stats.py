@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 from vllm_idlm.proposers.state import Row, all_accepted
@@ -17,9 +20,16 @@ class ISDStats:
     emitted: int = 0  # tokens emitted by decode forwards
     drafted_per_position: list[int] = field(default_factory=list)  # verified drafts, by place in the row
     accepted_per_position: list[int] = field(default_factory=list)
-    seconds: float = 0.0  # host time spent in ISD's own code
+    seconds: float = 0.0  # host time in ISD's own code: plan, LoRA mapping, verification, proposals
     steps: int = 0  # engine steps that ISD's code ran in
     trace: dict[str, list[dict]] | None = None  # per request, forward by forward; None: not recorded
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Adds the time of the block to `seconds`."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
 
     def observe(self, request: str, row: Row, tokens: list[int]) -> None:
         """Count one decode forward of `request` over `row` that emitted `tokens`."""
