@@ -29,17 +29,50 @@ def prompts(count: int = 60) -> list[str]:
     return [task.format(topic) for topic in _TOPICS for task in _TASKS][:count]
 
 
-def start(method: str, n: int, model: str = "smollm2-135m-risd", **options: Any) -> Any:
+def start(method: str, n: int, model: str = "smollm2-135m-risd", settings: dict | None = None, **options: Any) -> Any:
     """A vllm.LLM in this process that decodes by `method`: plain, isd (without an adapter) or risd (with)."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
     if method != "plain":
-        own = {} if method == "risd" else {"lora": None}
+        own = settings if settings is not None else ({} if method == "risd" else {"lora": None})
         options["speculative_config"] = {"method": "isd", "n": n, **own}
     defaults = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 500_000_000}
     return LLM(model, **{**defaults, **options})
+
+
+SHAPES = {  # config.json of a Qwen3 model, for runs with dummy weights: time does not depend on what they are
+    "qwen3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    },
+    "tiny": {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "vocab_size": 2048,
+    },
+}
+
+
+def start_shape(method: str, n: int, shape: str, folder: Path, **options: Any) -> Any:
+    """A vllm.LLM of a shape of `SHAPES` with dummy weights and no tokenizer; method is plain or isd."""
+    config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "max_position_embeddings": 40960}
+    config |= {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
+    vocab = SHAPES[shape]["vocab_size"]
+    (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16", **SHAPES[shape]}))
+    settings = {"lora": None, "mask_token_id": min(151669, vocab - 1)} if method == "isd" else {}
+    dummy = {"load_format": "dummy", "skip_tokenizer_init": True}
+    return start(method, n, str(folder), settings=settings, **{**dummy, **options})
 
 
 def chats(texts: list[str]) -> list[list[dict[str, str]]]:

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
+from pathlib import Path
 
 from benchmarks import common
 
@@ -22,9 +24,7 @@ def steps(llm, batch: int, tokens: int) -> list[float]:
 
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
     engine = llm.llm_engine
-    ids = llm.get_tokenizer().apply_chat_template(common.chats(common.prompts(batch)), add_generation_prompt=True)
-    ids = getattr(ids, "input_ids", ids)
-    for i, prompt in enumerate(ids):
+    for i, prompt in enumerate(_prompts(llm, batch)):
         engine.add_request(f"{time.time()}-{i}", {"prompt_token_ids": list(prompt)}, params)
     taken, finished = [], 0
     while engine.has_unfinished_requests():
@@ -35,6 +35,36 @@ def steps(llm, batch: int, tokens: int) -> list[float]:
     return taken[2:]
 
 
+def _prompts(llm, batch: int) -> list[list[int]]:
+    """Token ids of the shared prompts, or of made-up ones where there is no tokenizer."""
+    if llm.model_config.skip_tokenizer_init:
+        return [[(7 * i + j) % 2000 for j in range(64)] for i in range(batch)]
+    ids = llm.get_tokenizer().apply_chat_template(common.chats(common.prompts(batch)), add_generation_prompt=True)
+    return getattr(ids, "input_ids", ids)
+
+
+def _start(args: argparse.Namespace) -> dict:
+    if args.shape is None:
+        return {m: common.start(m, args.n, dtype=args.dtype) for m in ("plain", "isd", "risd")}
+    folder = Path(tempfile.mkdtemp())
+    # Each engine of a big shape takes its share of the device: KV caches are small, weights are held twice.
+    options = {"dtype": args.dtype, "gpu_memory_utilization": 0.45}
+    return {m: common.start_shape(m, args.n, args.shape, folder, **options) for m in ("plain", "isd")}
+
+
+def _print(rows: list[dict], n: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("batch", "plain ms", "method", "ms", "OH", "OH min..max", "host ms", "TPF", title=f"n = {n}")
+    for r in rows:
+        for m in (m for m in r["ms"] if m != "plain"):
+            spread = "..".join(map(str, r[m]["OH_min_max"]))
+            cells = [r["batch"], r["ms"]["plain"], m, r["ms"][m], r[m]["OH"], spread, r[m]["host_ms"], r[m]["TPF"]]
+            table.add_row(*map(str, cells))
+    Console().print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=4)
@@ -42,13 +72,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--shape", choices=sorted(common.SHAPES), help="dummy weights of this shape (plain and isd)")
     parser.add_argument("--name", default="overhead-cpu", help="results/NAME.json")
     args = parser.parse_args()
-    from rich.console import Console
-    from rich.table import Table
-
-    methods = ("plain", "isd", "risd")
-    engines = {m: common.start(m, args.n, dtype=args.dtype) for m in methods}
+    engines = _start(args)
+    methods, ours = tuple(engines), [m for m in engines if m != "plain"]
     batches = [int(b) for b in args.batches.split(",")]
     for batch in batches:  # warm-up: compilation
         for llm in engines.values():
@@ -56,13 +84,13 @@ def main() -> None:
     rows = []
     for batch in batches:
         times = {m: [] for m in methods}
-        for m in ("isd", "risd"):
+        for m in ours:
             engines[m].collective_rpc("isd_stats", args=(True,))
         for _ in range(args.rounds):
             for m, llm in engines.items():
                 times[m].append(statistics.median(steps(llm, batch, args.tokens)))
         row = {"batch": batch, "n": args.n, "ms": {m: round(statistics.median(t), 2) for m, t in times.items()}}
-        for m in ("isd", "risd"):
+        for m in ours:
             ratios = [a / b for a, b in zip(times[m], times["plain"], strict=True)]
             found = engines[m].collective_rpc("isd_stats")[0]
             row[m] = {
@@ -72,16 +100,8 @@ def main() -> None:
                 "host_ms": round(1e3 * found["seconds"] / found["steps"], 3),
             }
         rows.append(row)
-    table = Table(
-        "batch", "plain ms", "isd ms", "OH", "host ms", "risd ms", "OH", "host ms", "TPF", title=f"n = {args.n}"
-    )
-    for r in rows:
-        isd, risd = r["isd"], r["risd"]
-        cells = [r["batch"], r["ms"]["plain"], r["ms"]["isd"], isd["OH"], isd["host_ms"]]
-        cells += [r["ms"]["risd"], risd["OH"], risd["host_ms"], risd["TPF"]]
-        table.add_row(*map(str, cells))
-    Console().print(table)
-    print(common.save(args.name, {"dtype": args.dtype, "rows": rows}))
+    _print(rows, args.n)
+    print(common.save(args.name, {"dtype": args.dtype, "shape": args.shape, "rows": rows}))
 
 
 if __name__ == "__main__":

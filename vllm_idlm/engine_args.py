@@ -191,7 +191,7 @@ def fit_rows(args: Any, given_budget: int | None) -> None:
     elif args.enable_lora and given_budget < need:
         raise SettingsError(
             f"max_num_batched_tokens={given_budget} is too small for {args.max_num_seqs} requests (max_num_seqs) of "
-            f"{row} rows each (method isd with n={(row + 1) // 2} and LoRA): allowed is at least {need}. Raise it, or lower "
+            f"{row} rows each (isd, n={(row + 1) // 2}, LoRA): allowed is at least {need}. Raise it, or lower "
             "max_num_seqs or n"
         )
 
