@@ -48,9 +48,7 @@ def candidates(rows: int, layers: list[tuple], dtype: torch.dtype) -> dict[str, 
     io = [(torch.zeros(rows, sum(w), dtype=dtype), torch.randn(rows, a[0].shape[-1]).to(dtype)) for a, _, w in layers]
     stock = PunicaWrapperCPU(rows, rows, "cpu")
     stock.update_metadata(LoRAMapping((1,) * rows, (1,) * rows, is_prefill=True), [1], 2, 1)
-    entries = [torch.ops.vllm_idlm.lora_layer(a, b, w) for a, b, w in layers]
-    table = torch.tensor([field for entry in entries for field in entry])
-    starts = torch.tensor([0] + [len(entry) for entry in entries]).cumsum(0).tolist()
+    table = lora.cpu.table([torch.ops.vllm_idlm.lora_layer(a, b, w) for a, b, w in layers])
 
     def vllm() -> None:
         for (y, x), (a, b, widths) in zip(io, layers, strict=True):
@@ -61,8 +59,8 @@ def candidates(rows: int, layers: list[tuple], dtype: torch.dtype) -> dict[str, 
             naive.add_lora_rows(y, x, slots, a, b, widths)
 
     def compiled() -> None:
-        for (y, x), at in zip(io, starts, strict=False):
-            torch.ops.vllm_idlm.add_lora_layer_(y, x, slots, table, at)
+        for index, (y, x) in enumerate(io):
+            torch.ops.vllm_idlm.add_lora_layer_(y, x, slots, table, index)
 
     return dict(zip(NAMES, (vllm, oracle, compiled), strict=True))
 

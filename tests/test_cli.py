@@ -168,7 +168,7 @@ def test_chat_without_a_server_says_how_to_start_one():
 
 def test_chat_reports_an_error_in_the_stream():
     lines = iter(['data: {"choices": [{"delta": {"content": "a"}}]}', 'data: {"error": {"code": 500, "message": "x"}}'])
-    with pytest.raises(chat.ChatError, match="500.*x"):
+    with pytest.raises(chat.ChatError, match=r"500.*x"):
         list(chat.pieces(lines))
 
 
@@ -234,7 +234,15 @@ def outcomes():
     plain = Outcome([answer([1, 2, 3, 4, 5, 6, 7, 8, 9])], 0.09, 0.08, 8, 8)
     counts = {"accepted_all": 2, "rejected": 1, "cold": 1, "forwards": 4}
     places = {"drafted_per_position": [3, 3, 3], "accepted_per_position": [3, 2, 2]}
-    isd = Outcome([answer([1, 2, 3, 4, 5, 6, 7, 8, 10])], 0.06, 0.048, 8, 4, isd={**counts, **places})
+    isd = Outcome(
+        [answer([1, 2, 3, 4, 5, 6, 7, 8, 10])],
+        0.06,
+        0.048,
+        8,
+        4,
+        isd={**counts, **places},
+        margins={"0": [-0.73, -0.86]},
+    )
     return plain, isd
 
 
@@ -262,12 +270,16 @@ def test_sameness_names_the_token_and_the_remedy():
     assert "0 of 1" in text
     assert "token 9: plain '<9>', ISD '<10>'" in text
     assert "--dtype float32" in text
+    assert "-0.73 and -0.86" in text
     assert "--dtype" not in " ".join(report.sameness(*outcomes(), 0.0, "float32"))
     assert "distribution" in " ".join(report.sameness(*outcomes(), 0.7, None))
 
 
 def test_verdict_is_plain_about_both_cases():
     plain, isd = outcomes()
+    assert report.verdict(plain, isd).endswith(
+        "A forward gives 2.00 tokens and takes 1.20 times as long as a plain one."
+    )
     assert "ISD was faster here" in report.verdict(plain, isd)
     assert "1.50 times" in report.verdict(plain, isd)
     isd.seconds, isd.decode_seconds = 0.2, 0.19

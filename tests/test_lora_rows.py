@@ -285,19 +285,21 @@ def test_logits_embeddings_and_the_two_halves(dtype):
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("shape", ["qkv", "odd", "rank70"])
 def test_layers_of_a_table_are_the_same_op(shape, dtype):
-    """Two entries in one table, written through afterwards as vLLM writes an adapter, and traced by torch.compile."""
+    """The second row of a table, weights written afterwards as vLLM writes an adapter, traced by torch.compile."""
     ops = torch.ops.vllm_idlm
     y, x, chosen, a, b, widths = make(shape, 9, dtype, slots=2)
     stored = [torch.zeros_like(w.transpose(-1, -2)).contiguous().transpose(-1, -2) for w in b]
-    entry = ops.lora_layer(a, stored, widths)
-    table = torch.tensor([7] * 5 + entry)
+    other = torch.zeros(2, 1, 4, 8, dtype=dtype), torch.zeros(2, 1, 4, 6, dtype=dtype).transpose(-1, -2)
+    table = cpu.table([ops.lora_layer([other[0]], [other[1]], [6]), ops.lora_layer(a, stored, widths)])
     for into, weight in zip(stored, b, strict=True):
         into[:, 0, : weight.shape[2]].copy_(weight[:, 0])
     want = y.clone()
     lora.add_lora_rows(want, x, chosen, a, b, widths)
-    call = torch.compile(lambda y, x: ops.add_lora_layer_(y, x, chosen, table, 5), fullgraph=True)
+    call = torch.compile(lambda y, x: ops.add_lora_layer_(y, x, chosen, table, 1), fullgraph=True)
     call(y, x)
     assert torch.equal(y, want)
+    with pytest.raises(RuntimeError, match="index into it"):
+        ops.add_lora_layer_(y, x, chosen, table, 2)
     with pytest.raises(RuntimeError, match="transposed"):
         ops.lora_layer(a, b, widths)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -73,20 +74,16 @@ def _wait(client, process, log) -> None:
 
 def _end(process) -> None:
     process.send_signal(signal.SIGTERM)
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
 def _body(prompt, **options):
     messages = [{"role": "user", "content": prompt}]
-    return {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 40, **options}
+    return {"model": MODEL, "messages": messages, "temperature": 0, "max_tokens": 24, **options}
 
 
 def _ask(client, prompt, **options) -> str:
@@ -113,8 +110,8 @@ def test_models_lists_the_zoo_name(server):
 
 
 def test_streamed_equals_not_streamed(server):
-    whole = _ask(server, "Explain gravity in simple words.", max_tokens=64)
-    streamed, count = _stream(server, "Explain gravity in simple words.", max_tokens=64)
+    whole = _ask(server, "Explain gravity in simple words.", max_tokens=40)
+    streamed, count = _stream(server, "Explain gravity in simple words.", max_tokens=40)
     assert streamed == whole
     assert len(whole) > 50
     assert count > 5
@@ -140,7 +137,7 @@ def test_equals_plain_decoding(smol, alone):
     from tests.engines import engine
 
     chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-    outputs = engine(smol).chat(chats, SamplingParams(temperature=0, max_tokens=40), use_tqdm=False)
+    outputs = engine(smol).chat(chats, SamplingParams(temperature=0, max_tokens=24), use_tqdm=False)
     assert alone == [output.outputs[0].text for output in outputs]
 
 
@@ -159,17 +156,17 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_bad_request_fails_alone(server, alone, case):
-    """It is refused while others are being answered; those and the next ones get the same answers as ever."""
+    """It is refused while another is being answered; that one and the next get the same answer as ever."""
     options, status, words = REFUSED[case]
     others: list[str] = []
-    busy = threading.Thread(target=lambda: others.extend(_ask(server, p) for p in PROMPTS[:2]))
+    busy = threading.Thread(target=lambda: others.append(_ask(server, PROMPTS[0])))
     busy.start()
     refused = server.post("/v1/chat/completions", json=_body("Hello.", **options))
     busy.join()
     assert refused.status_code == status, refused.text
     assert words in refused.text
-    assert others == alone[:2]
-    assert _ask(server, PROMPTS[2]) == alone[2]
+    assert others == alone[:1]
+    assert alone[2].startswith(_ask(server, PROMPTS[2], max_tokens=8))
 
 
 @pytest.mark.parametrize("options", [{"min_p": 0.2, "temperature": 0.8, "seed": 1}, {"logit_bias": {"1000": 2.5}}])
@@ -204,13 +201,13 @@ def _counters(client) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def counted(server):
-    """Growth of the counters over 16 concurrent answers of exactly 40 tokens, and the number of tokens answered."""
+    """Growth of the counters over 16 concurrent answers of exactly 24 tokens, and the number of tokens answered."""
     before = _counters(server)
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(lambda prompt: _ask(server, prompt, ignore_eos=True), PROMPTS))
     time.sleep(1)  # the counters are written after the answer
     after = _counters(server)
-    return {name: value - before.get(name, 0.0) for name, value in after.items()}, 40 * len(PROMPTS)
+    return {name: value - before.get(name, 0.0) for name, value in after.items()}, 24 * len(PROMPTS)
 
 
 def _spec(growth, name):

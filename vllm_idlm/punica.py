@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+from vllm.lora.layers.logits_processor import LogitsProcessorWithLoRA
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from vllm_idlm.kernels import lora
@@ -23,7 +24,8 @@ class RowPunicaWrapper(PunicaWrapperCPU):
     def __init__(self, max_num_batched_tokens: int, max_batches: int, device: torch.device | str, **kwargs):
         super().__init__(max_num_batched_tokens, max_batches, device, **kwargs)
         self._compiled = lora.load() == "compiled"
-        self._layers = torch.zeros(0, dtype=torch.int64)  # every layer's entry, see `for_layer`
+        self._layers = torch.zeros(0, 0, dtype=torch.int64)  # [layers, fields], see `for_layer`
+        self._entries: list[list[int]] = []
         self._kept: list[tuple[Sequence[torch.Tensor], Sequence[torch.Tensor]]] = []
         self._token_lora_indices.fill_(-1)
         self._sampler_indices.fill_(-1)
@@ -60,15 +62,24 @@ class RowPunicaWrapper(PunicaWrapperCPU):
         return np.array([self.slot_of(i) for i in present.tolist()], dtype=np.int64)[place.reshape(-1)]
 
     def for_layer(self, layer: torch.nn.Module) -> RowPunicaWrapper | LayerPunica:
-        """What the LoRA layer is to use as its wrapper: this one, or a view of it that knows the layer's weights."""
-        if not self._compiled or not isinstance(layer, BaseLinearLayerWithLoRA) or not _fits(layer.lora_a_stacked):
+        """What the LoRA layer is to use as its wrapper: this one, or a view of it that knows the layer's weights.
+
+        The layer's B buffers, still empty, are given the memory order that the kernel reads: their shape stays, and so
+        does how vLLM fills them.
+        """
+        if not self._compiled or not isinstance(layer, BaseLinearLayerWithLoRA | LogitsProcessorWithLoRA):
             return self
+        if isinstance(layer, LogitsProcessorWithLoRA):
+            layer.lora_b_stacked = _rank_by_rank(layer.lora_b_stacked)
+            return self
+        if not _fits(layer.lora_a_stacked):
+            return self
+        layer.lora_b_stacked = tuple(_rank_by_rank(b) for b in layer.lora_b_stacked)
         a, b, widths = list(layer.lora_a_stacked), list(layer.lora_b_stacked), list(layer.output_slices)
-        at = len(self._layers)
-        entry = torch.tensor(torch.ops.vllm_idlm.lora_layer(a, b, widths), dtype=torch.int64)
-        self._layers = torch.cat([self._layers, entry])
+        self._entries.append(torch.ops.vllm_idlm.lora_layer(a, b, widths))
+        self._layers = lora.cpu.table(self._entries)
         self._kept.append((a, b))
-        return LayerPunica(self, at)
+        return LayerPunica(self, len(self._entries) - 1)
 
     # -- what the layers call
 
@@ -128,11 +139,11 @@ class RowPunicaWrapper(PunicaWrapperCPU):
 
 
 class LayerPunica:
-    """The wrapper as one linear layer sees it: the compiled graph then passes an offset instead of all its weights."""
+    """The wrapper as one linear layer sees it: the compiled graph then passes an index instead of all its weights."""
 
-    def __init__(self, rows: RowPunicaWrapper, at: int):
+    def __init__(self, rows: RowPunicaWrapper, index: int):
         self._rows = rows
-        self._at = at
+        self._index = index
 
     def add_lora_linear(self, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs) -> None:
         """`RowPunicaWrapper.add_lora_linear` with the weights that `for_layer` entered (the same as given here)."""
@@ -141,10 +152,15 @@ class LayerPunica:
             rows.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
             return
         y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
-        torch.ops.vllm_idlm.add_lora_layer_(y, x, rows._token_lora_indices, rows._layers, self._at)
+        torch.ops.vllm_idlm.add_lora_layer_(y, x, rows._token_lora_indices, rows._layers, self._index)
 
     def __getattr__(self, name: str):
         return getattr(self._rows, name)
+
+
+def _rank_by_rank(b: torch.Tensor) -> torch.Tensor:
+    """B [slots, 1, out, rank] with each rank's outputs side by side in memory."""
+    return b.transpose(-1, -2).contiguous().transpose(-1, -2)
 
 
 def _fits(weights: Sequence[torch.Tensor]) -> bool:

@@ -1,9 +1,10 @@
 """The compiled form of `naive.add_lora_rows` for the CPU: rows.cpp, built once and loaded as the op of this file.
 
 The op is `torch.ops.vllm_idlm.add_lora_rows_(y, x, slots, lora_a, lora_b, output_slices)`, arguments as in naive.py,
-float32 or bfloat16, `slots` a buffer of at least n entries. A model enters each layer's weights in a table once,
-`lora_layer(lora_a, lora_b, output_slices)` gives the entry, and calls `add_lora_layer_(y, x, slots, table, offset)`:
-five arguments instead of up to 18. torch.compile traces both. The library is kept in the cache folder under a name
+float32 or bfloat16, `slots` a buffer of at least n entries; B is copied unless its memory is [slots, 1, rank, out].
+A model enters each layer's weights in a table once, `lora_layer(lora_a, lora_b, output_slices)` gives its row (and
+insists on that memory order), and calls `add_lora_layer_(y, x, slots, table, index)`: five arguments instead of up to
+18. torch.compile traces both. The library is kept in the cache folder under a name
 made of the source, torch, the compiler and the processor, so that a change of any builds anew; two processes that start
 together build it once.
 """
@@ -78,7 +79,7 @@ def _command(target: Path) -> list[str]:
 
 
 def build() -> Path:
-    """The library's path, built if need be (about 15 s, once); `BuildError` with the compiler's own words if it fails."""
+    """The library's path, built if need be (15 s, once); `BuildError` with the compiler's own words if that fails."""
     path = library_path()
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path.with_suffix(".lock")):
@@ -110,3 +111,9 @@ def load() -> None:
         raise BuildError(f"cannot write or load the library below {cache_root()}: {error}") from error
     for op in ("add_lora_rows_", "add_lora_layer_"):
         torch.library.register_fake(f"vllm_idlm::{op}", lambda *_: None)  # nothing is returned, y is changed
+
+
+def table(entries: list[list[int]]) -> torch.Tensor:
+    """[layers, fields] int64: the rows from `lora_layer`, padded to one length, for `add_lora_layer_`."""
+    width = max(map(len, entries))
+    return torch.tensor([entry + [0] * (width - len(entry)) for entry in entries])

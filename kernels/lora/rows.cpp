@@ -2,9 +2,9 @@
 //
 // One algorithm for every number of rows, so that a row's result never depends on the other rows of the batch:
 //   shrink  h[row, k]  = sum_i A[k, i] x[row, i]   dot products along i, 32 elements a step
-//   expand  y[row, o] += sum_k B[o, k] h[row, k]   tiles of 16 outputs, turned round in registers: lanes are outputs
-// Both sums are float32 and run in one fixed order; y is rounded once. Rows are taken in blocks of at most 8 of one slot,
-// so a weight is read once for the block. A call is one parallel region with one barrier, between the two halves.
+//   expand  y[row, o] += sum_k B[o, k] h[row, k]   tiles of outputs; B lies rank by rank, so lanes are outputs
+// Both sums are float32 and run in one fixed order; y is rounded once. Rows are taken in blocks of at most 8 of one
+// slot, so a weight is read once for the block. A call is one parallel region with one barrier, between the halves.
 // The vectors are the compiler's (GCC and Clang): one source for AVX-512, AVX2 and NEON. Little-endian machines only.
 
 #include <ATen/Parallel.h>
@@ -21,7 +21,6 @@ constexpr int kLanes = 16;
 constexpr int kRows = 8;  // most rows of a block
 typedef float f32v __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t u32v __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t u16v __attribute__((vector_size(32), aligned(2)));
 
 using bf16 = uint16_t;  // the bits of a bfloat16
 
@@ -63,48 +62,16 @@ inline float sum(f32v v) {  // halves onto each other, four times
   return v[0];
 }
 
-inline f32v widen(u16v v) { return (f32v)(__builtin_convertvector(v, u32v) << 16); }
+// y + delta for the chunk of y in `raw`, rounded to y's type.
+inline u32v add(Chunk<float> y, const f32v* delta) { return (u32v)(y.part[0] + delta[0]); }
 
-inline u16v narrow(f32v v) {  // to nearest, ties to even; NaN stays NaN
+inline u32v rounded(f32v v) {  // a bfloat16 in the upper half: to nearest, ties to even; NaN stays NaN
   const u32v bits = (u32v)v;
-  const u32v rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40u, u16v);
+  return v == v ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u;
 }
 
-inline void add_to(float* y, f32v delta, int count) {
-  f32v v = {};
-  std::memcpy(&v, y, sizeof(float) * count);
-  v += delta;
-  std::memcpy(y, &v, sizeof(float) * count);
-}
-
-inline void add_to(bf16* y, f32v delta, int count) {
-  u16v v = {};
-  std::memcpy(&v, y, sizeof(bf16) * count);
-  v = narrow(widen(v) + delta);
-  std::memcpy(y, &v, sizeof(bf16) * count);
-}
-
-// The 16 x 16 matrix of 32-bit words, transposed: v[i] lane j becomes v[j] lane i.
-inline void transpose(u32v v[kLanes]) {
-#define STEP(D, LO, HI)                                    \
-  for (int i = 0; i < kLanes; ++i)                         \
-    if (!(i & D)) {                                        \
-      const u32v a = v[i], b = v[i + D];                   \
-      v[i] = __builtin_shufflevector(a, b, LO);            \
-      v[i + D] = __builtin_shufflevector(a, b, HI);        \
-    }
-#define L(...) __VA_ARGS__
-  STEP(1, L(0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30),
-       L(1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31))
-  STEP(2, L(0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29),
-       L(2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31))
-  STEP(4, L(0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27),
-       L(4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31))
-  STEP(8, L(0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23),
-       L(8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31))
-#undef L
-#undef STEP
+inline u32v add(Chunk<bf16> y, const f32v* delta) {
+  return rounded(y.part[0] + delta[0]) >> 16 | (rounded(y.part[1] + delta[1]) & 0xffff0000u);
 }
 
 struct Block {  // rows of one slot that are worked on together
@@ -115,7 +82,7 @@ struct Block {  // rows of one slot that are worked on together
 
 template <typename T>
 struct Slice {
-  const T *a, *b;          // [slots, rank, in], [slots, out, rank]
+  const T *a, *b;          // [slots, rank, in], [slots, rank, out]
   int64_t rank, out;
   int64_t h_at, y_at;      // where this slice begins in a row of h and of y
 };
@@ -155,33 +122,26 @@ void shrink_ranks(const Call<T>& call, const Block& block, const T* a, float* h)
     for (int r = 0; r < R; ++r) h[r * call.h_width + k] = sum(total[k][r]);
 }
 
-// y of up to 16 outputs from `first` for the R rows of a block.
-template <typename T, int R>
-void expand_tile(const Call<T>& call, const Block& block, const Slice<T>& slice, const float* h, int64_t first) {
+// y of W chunks of outputs (or of `bytes` of one) from `first` on, for the R rows of a block; `used` ranks count.
+template <typename T, int R, int W>
+void expand_tile(const Call<T>& call, const Block& block, const Slice<T>& slice, const float* h, int64_t used,
+                 int64_t first, size_t bytes = 64) {
   using C = Chunk<T>;
-  const int outs = std::min<int64_t>(kLanes, slice.out - first);
-  const T* b = slice.b + (block.slot * slice.out + first) * slice.rank;
-  f32v total[R][C::parts] = {};
-  for (int64_t k = 0; k < slice.rank; k += C::size) {
-    const size_t bytes = std::min<int64_t>(C::size, slice.rank - k) * sizeof(T);
-    u32v tile[kLanes];
-    if (outs == kLanes && bytes == 64)
-      for (int o = 0; o < kLanes; ++o) tile[o] = load64(b + o * slice.rank + k);
-    else
-      for (int o = 0; o < kLanes; ++o) tile[o] = o < outs ? load_some(b + o * slice.rank + k, bytes) : u32v{};
-    transpose(tile);
-    for (int j = 0; j < kLanes; ++j) {
-      const C weight(tile[j]);
+  const auto load = [bytes](const T* from) { return W > 1 || bytes == 64 ? load64(from) : load_some(from, bytes); };
+  const T* b = slice.b + block.slot * slice.rank * slice.out + first;
+  f32v total[R][W][C::parts] = {};
+  for (int64_t k = 0; k < used; ++k, b += slice.out)
+    for (int w = 0; w < W; ++w) {
+      const C weight(load(b + w * C::size));
       for (int r = 0; r < R; ++r)
-        for (int p = 0; p < C::parts; ++p)
-          total[r][p] += weight.part[p] * h[r * call.h_width + k + j * C::parts + p];
+        for (int p = 0; p < C::parts; ++p) total[r][w][p] += weight.part[p] * h[r * call.h_width + k];
     }
-  }
-  for (int r = 0; r < R; ++r) {
-    f32v all = total[r][0];
-    for (int p = 1; p < C::parts; ++p) all += total[r][p];
-    add_to(call.y + block.row[r] * call.y_stride + slice.y_at + first, all, outs);
-  }
+  for (int r = 0; r < R; ++r)
+    for (int w = 0; w < W; ++w) {
+      T* y = call.y + block.row[r] * call.y_stride + slice.y_at + first + w * C::size;
+      const u32v sum = add(C(load(y)), total[r][w]);
+      std::memcpy(y, &sum, bytes);
+    }
 }
 
 template <typename T, int R>
@@ -202,11 +162,32 @@ void shrink_part(Call<T>& call, const Block& block, float* h, int part, int part
 }
 
 template <typename T, int R>
+int64_t used_ranks(const Call<T>& call, const float* h, int64_t rank) {  // what is padding has rows of zeros in A
+  const auto all_zero = [&](int64_t k) {
+    for (int r = 0; r < R; ++r)
+      if (h[r * call.h_width + k] != 0) return false;
+    return true;
+  };
+  while (rank > 0 && all_zero(rank - 1)) --rank;
+  return rank;
+}
+
+template <typename T, int R>
 void expand_part(const Call<T>& call, const Block& block, const float* h, int part, int parts) {
+  constexpr int W = R <= 4 ? 2 : 1, size = Chunk<T>::size;
   for (const auto& slice : call.slices) {
-    const int64_t tiles = (slice.out + kLanes - 1) / kLanes;
-    for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t)
-      expand_tile<T, R>(call, block, slice, h + slice.h_at, t * kLanes);
+    const float* from = h + slice.h_at;
+    const int64_t used = used_ranks<T, R>(call, from, slice.rank);
+    const int64_t tiles = (slice.out + W * size - 1) / (W * size);
+    for (int64_t t = tiles * part / parts; t < tiles * (part + 1) / parts; ++t) {
+      int64_t first = t * W * size;
+      const int64_t end = std::min(first + W * size, slice.out);
+      if (end - first == W * size)
+        expand_tile<T, R, W>(call, block, slice, from, used, first);
+      else
+        for (; first < end; first += size)
+          expand_tile<T, R, 1>(call, block, slice, from, used, first, std::min<int64_t>(end - first, size) * sizeof(T));
+    }
   }
 }
 
@@ -236,9 +217,9 @@ void run(Call<T>& call) {
 #else
     const int part = 0, parts = 1;
 #endif
-    each_block([&](auto rows, const Block& block, float* h) { shrink_part<T, rows.value>(call, block, h, part, parts); });
+    each_block([&](auto rows, auto& block, float* h) { shrink_part<T, rows.value>(call, block, h, part, parts); });
 #pragma omp barrier
-    each_block([&](auto rows, const Block& block, float* h) { expand_part<T, rows.value>(call, block, h, part, parts); });
+    each_block([&](auto rows, auto& block, float* h) { expand_part<T, rows.value>(call, block, h, part, parts); });
   }
 }
 
@@ -249,7 +230,7 @@ void find_blocks(const int64_t* slots, int64_t rows, int64_t num_slots, std::vec
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t slot = slots[row];
     if (slot < 0) continue;
-    TORCH_CHECK(slot < num_slots, "add_lora_rows_: slots[", row, "] is ", slot, ", but there are ", num_slots, " slots");
+    TORCH_CHECK(slot < num_slots, "add_lora_rows_: slots[", row, "] is ", slot, ", allowed is -1 to ", num_slots - 1);
     if (open[slot] < 0 || blocks[open[slot]].count == kRows) {
       open[slot] = blocks.size();
       blocks.push_back({slot, 0, {}});
@@ -259,7 +240,7 @@ void find_blocks(const int64_t* slots, int64_t rows, int64_t num_slots, std::vec
   }
 }
 
-// What a call works on besides y and x. In a table of layers: these fields, then one `Weights` a slice, as int64.
+// What a call works on besides y and x. A row of a table of layers: these fields, then one `Weights` a slice, as int64.
 struct Layer {
   int64_t dtype, slots, in, slices;
 };
@@ -279,8 +260,8 @@ void add_rows(const at::Tensor& y, const at::Tensor& x, const at::Tensor& slots,
   call.h_width = 0;
   for (int64_t s = 0; s < layer.slices; ++s) {
     const Weights& w = weights[s];
-    call.slices.push_back({reinterpret_cast<const T*>(w.a), reinterpret_cast<const T*>(w.b), w.rank, w.out, call.h_width,
-                           w.y_at});
+    const auto *a = reinterpret_cast<const T*>(w.a), *b = reinterpret_cast<const T*>(w.b);
+    call.slices.push_back({a, b, w.rank, w.out, call.h_width, w.y_at});
     call.h_width += (w.rank + Chunk<T>::size - 1) / Chunk<T>::size * Chunk<T>::size;
   }
   call.y = static_cast<T*>(y.data_ptr());
@@ -292,9 +273,11 @@ void add_rows(const at::Tensor& y, const at::Tensor& x, const at::Tensor& slots,
   run(call);
 }
 
-void add(const at::Tensor& y, const at::Tensor& x, const at::Tensor& slots, const Layer& layer, const Weights* weights) {
+void add(const at::Tensor& y, const at::Tensor& x, const at::Tensor& slots, const Layer& layer,
+         const Weights* weights) {
   const Weights& last = weights[layer.slices - 1];
-  TORCH_CHECK(int64_t(x.scalar_type()) == layer.dtype && y.scalar_type() == x.scalar_type() && slots.dtype() == at::kLong,
+  TORCH_CHECK(int64_t(x.scalar_type()) == layer.dtype && y.scalar_type() == x.scalar_type() &&
+                  slots.dtype() == at::kLong,
               "add_lora_rows_: x and y must have the weights' dtype ", at::ScalarType(layer.dtype),
               ", and slots be int64; they are ", x.scalar_type(), ", ", y.scalar_type(), " and ", slots.scalar_type());
   TORCH_CHECK(x.dim() == 2 && y.dim() == 2 && slots.dim() == 1 && y.size(0) == x.size(0) &&
@@ -310,7 +293,8 @@ void add(const at::Tensor& y, const at::Tensor& x, const at::Tensor& slots, cons
     add_rows<bf16>(y, x, slots, layer, weights);
 }
 
-// One entry of a table of layers. The caller keeps the tensors alive for as long as it uses the entry.
+// One row of a table of layers, for B that lies rank by rank (a transposed view). The caller keeps the tensors alive
+// for as long as it uses the row, and pads rows to the same length.
 std::vector<int64_t> lora_layer(at::TensorList a, at::TensorList b, at::IntArrayRef output_slices) {
   TORCH_CHECK(!a.empty() && a.size() == b.size() && a.size() == output_slices.size(),
               "add_lora_rows_: lora_a, lora_b and output_slices must have one entry a slice, and at least one");
@@ -323,12 +307,14 @@ std::vector<int64_t> lora_layer(at::TensorList a, at::TensorList b, at::IntArray
   for (size_t s = 0; s < a.size(); ++s) {
     const int64_t rank = a[s].size(-2), out = b[s].size(-2);
     TORCH_CHECK(a[s].scalar_type() == dtype && b[s].scalar_type() == dtype && a[s].is_contiguous() &&
-                    b[s].is_contiguous() && a[s].size(0) == slots && b[s].size(0) == slots && a[s].size(-1) == in &&
+                    b[s].transpose(-2, -1).is_contiguous() && a[s].size(0) == slots && b[s].size(0) == slots &&
+                    a[s].size(-1) == in &&
                     b[s].size(-1) == rank && a[s].numel() == slots * rank * in && b[s].numel() == slots * out * rank &&
                     out <= output_slices[s],
-                "add_lora_rows_: slice ", s, ": want contiguous ", dtype, " A [", slots, ", 1, rank, ", in, "] and B [",
-                slots, ", 1, <= ", output_slices[s], ", rank]; got ", a[s].scalar_type(), a[s].sizes(), " and ",
-                b[s].scalar_type(), b[s].sizes());
+                "add_lora_rows_: slice ", s, ": want ", dtype, " A [", slots, ", 1, rank, ", in,
+                "], contiguous, and B [", slots, ", 1, <= ", output_slices[s], ", rank], contiguous if transposed; got ",
+                a[s].scalar_type(), a[s].sizes(), a[s].strides(), " and ", b[s].scalar_type(), b[s].sizes(),
+                b[s].strides());
     for (int64_t field : {int64_t(a[s].const_data_ptr()), int64_t(b[s].const_data_ptr()), rank, out, y_at})
       entry.push_back(field);
     y_at += output_slices[s];
@@ -340,12 +326,17 @@ const Weights* slices_of(const int64_t* entry) { return reinterpret_cast<const W
 
 void add_lora_rows_(at::Tensor y, const at::Tensor& x, const at::Tensor& slots, at::TensorList lora_a,
                     at::TensorList lora_b, at::IntArrayRef output_slices) {
-  const auto entry = lora_layer(lora_a, lora_b, output_slices);
+  std::vector<at::Tensor> by_rank;
+  for (const auto& b : lora_b) by_rank.push_back(b.transpose(-2, -1).contiguous().transpose(-2, -1));
+  const auto entry = lora_layer(lora_a, by_rank, output_slices);
   add(y, x, slots, *reinterpret_cast<const Layer*>(entry.data()), slices_of(entry.data()));
 }
 
-void add_lora_layer_(at::Tensor y, const at::Tensor& x, const at::Tensor& slots, const at::Tensor& layers, int64_t at) {
-  const int64_t* entry = layers.const_data_ptr<int64_t>() + at;
+void add_lora_layer_(at::Tensor y, const at::Tensor& x, const at::Tensor& slots, const at::Tensor& layers,
+                     int64_t index) {
+  TORCH_CHECK(layers.dim() == 2 && layers.is_contiguous() && index >= 0 && index < layers.size(0),
+              "add_lora_layer_: want a table [layers, fields] and an index into it; got ", layers.sizes(), ", ", index);
+  const int64_t* entry = layers.const_data_ptr<int64_t>() + index * layers.size(1);
   add(y, x, slots, *reinterpret_cast<const Layer*>(entry), slices_of(entry));
 }
 
@@ -353,8 +344,9 @@ void add_lora_layer_(at::Tensor y, const at::Tensor& x, const at::Tensor& slots,
 
 TORCH_LIBRARY_FRAGMENT(vllm_idlm, library) {
   library.def(
-      "add_lora_rows_(Tensor(a!) y, Tensor x, Tensor slots, Tensor[] lora_a, Tensor[] lora_b, int[] output_slices) -> ()");
-  library.def("add_lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, Tensor layers, int at) -> ()");
+      "add_lora_rows_(Tensor(a!) y, Tensor x, Tensor slots, Tensor[] lora_a, Tensor[] lora_b, int[] output_slices)"
+      " -> ()");
+  library.def("add_lora_layer_(Tensor(a!) y, Tensor x, Tensor slots, Tensor layers, int index) -> ()");
   library.def("lora_layer(Tensor[] lora_a, Tensor[] lora_b, int[] output_slices) -> int[]", &lora_layer);
 }
 

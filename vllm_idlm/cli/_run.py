@@ -2,7 +2,7 @@
 
     python -m vllm_idlm.cli._run FD SPEC      # FD: an open file descriptor for the events; SPEC: JSON, see `Run`
 
-Events: {"phase": words} | {"token": [request, number of tokens, text]} | {"done": Outcome} | {"failed": words}. Whatever
+Events: {"phase": words} | {"token": [request, tokens, text, last]} | {"done": Outcome} | {"failed": words}. Whatever
 vLLM itself prints goes to stdout and stderr, which the parent keeps in a log.
 """
 
@@ -30,6 +30,7 @@ class Run:
     tokens: int
     temperature: float
     batch: int
+    reference: list[list[int]] | None = None  # token ids of another run's answers, to weigh where ours part from them
 
 
 @dataclass
@@ -44,6 +45,14 @@ class Outcome:
     start_seconds: float = 0.0  # engine and warm-up
     isd: dict[str, Any] | None = None  # `isd_stats` of the measured part
     settings: dict[str, Any] | None = None  # of ISD, complete
+    margins: dict[str, list[float]] = field(default_factory=dict)  # prompt -> log-probabilities: reference, ours
+
+
+def parting(a: list[int], b: list[int]) -> int | None:
+    """The first index where two lists of token ids differ, None if they are the same."""
+    if a == b:
+        return None
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class Engine:
@@ -75,12 +84,12 @@ class Engine:
             output_kind=RequestOutputKind.DELTA,
         )  # fmt: skip
         answers = [{"text": "", "token_ids": []} for _ in prompts]
-        place = {}
+        place = {f"demo-{self.added + i}": i for i in range(len(prompts))}
+        self.added += len(prompts)
+        given = [self._prompt(prompt) for prompt in prompts]
         began = last = time.perf_counter()
-        for i, prompt in enumerate(prompts):
-            place[str(self.added)] = i
-            self.core.add_request(str(self.added), self._prompt(prompt), options)
-            self.added += 1
+        for name, prompt in zip(place, given, strict=True):
+            self.core.add_request(name, prompt, options)
         while self.core.has_unfinished_requests():
             outputs = self.core.step()
             now = time.perf_counter()
@@ -91,7 +100,8 @@ class Engine:
                 self._take(output, answers[place[output.request_id]])
                 if shown is not None:
                     made = output.outputs[0]
-                    self.emit({"token": [shown + place[output.request_id], len(made.token_ids), made.text]})
+                    number = shown + place[output.request_id]
+                    self.emit({"token": [number, len(made.token_ids), made.text, output.finished]})
         outcome.seconds += time.perf_counter() - began
         outcome.answers += answers
 
@@ -109,6 +119,21 @@ class Engine:
         answer["prompt_tokens"] = len(output.prompt_token_ids or [])
         if made.finish_reason:
             answer["finish_reason"] = made.finish_reason
+
+    def margin(self, prompt: str, reference: list[int], ours: list[int]) -> list[float] | None:
+        """The model's log-probabilities of the two tokens where the answers part; None if an answer ended there."""
+        at = parting(reference, ours)
+        if at is None or at >= min(len(reference), len(ours)):
+            return None
+        from vllm import SamplingParams
+
+        given = self._prompt(prompt)
+        ids = given["prompt_token_ids"] if isinstance(given, dict) else self.tokenizer.encode(given)
+        options = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
+        asked = {"prompt_token_ids": [*ids, *reference[:at]]}
+        (found,) = self.llm.generate([asked], options, use_tqdm=False)[0].outputs[0].logprobs
+        both = [found.get(reference[at]), found.get(ours[at])]
+        return None if None in both else [entry.logprob for entry in both]
 
     def pieces(self, token_ids: list[int]) -> list[str]:
         """The text of each token by itself."""
@@ -133,9 +158,19 @@ def execute(run: Run, emit: Callable[[dict[str, Any]], None]) -> Outcome:
     if isd:
         found = [s for s in engine.llm.collective_rpc("isd_stats", args=(True,)) if s is not None]
         outcome.isd = found[0]
+    outcome.margins = _margins(engine, outcome)
     for answer in outcome.answers:
         answer["pieces"] = engine.pieces(answer["token_ids"])
+    emit({"phase": "shutting the engine down"})
+    engine.core.engine_core.shutdown()
     return outcome
+
+
+def _margins(engine: Engine, outcome: Outcome) -> dict[str, list[float]]:
+    """How close the two tokens were, for each answer that parts from the reference; after the timing."""
+    rows = enumerate(zip(engine.run.prompts, engine.run.reference or [], outcome.answers, strict=False))
+    found = {str(i): engine.margin(prompt, other, answer["token_ids"]) for i, (prompt, other, answer) in rows}
+    return {prompt: both for prompt, both in found.items() if both is not None}
 
 
 def _settings(engine: Engine) -> dict[str, Any]:

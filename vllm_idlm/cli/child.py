@@ -29,7 +29,9 @@ class RunError(RuntimeError):
     """The engine's process failed; the message ends with the tail of its log."""
 
 
-def run(what: Run, on_phase: Callable[[str], None], on_token: Callable[[int, int, str], None], verbose: bool) -> Outcome:
+def run(
+    what: Run, on_phase: Callable[[str], None], on_token: Callable[[int, int, str, bool], None], verbose: bool
+) -> Outcome:
     """Run `what` in a process of its own, and end that process and its children whatever happens. Raises RunError."""
     log = Path(tempfile.mkstemp(prefix="idlm-", suffix=".log")[1])
     with _process(what, log, verbose) as (process, events):

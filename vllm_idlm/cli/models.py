@@ -24,5 +24,5 @@ def models() -> None:
     except zoo.ZooError as error:
         fail(str(error))
     out.print(table)
-    out.print("Use one: idlm serve NAME, vllm serve NAME, LLM(NAME). Your own: a folder of such files, named by ")
-    out.print("$VLLM_IDLM_CONFIGS, is searched first.")
+    out.print("A name works in `idlm serve NAME`, `vllm serve NAME` and LLM(NAME).")
+    out.print("A folder of such files of your own, in $VLLM_IDLM_CONFIGS, is searched first.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import NoReturn
 
 import typer
@@ -16,3 +18,9 @@ def fail(message: str, status: int = 1) -> NoReturn:
     err.print("error:", style="bold red", end=" ")
     err.print(message, markup=False)
     raise typer.Exit(status)
+
+
+def quiet() -> None:
+    """Keep vLLM's log lines below errors off the screen, unless the user asked for a level; before vLLM's import."""
+    if os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR") == "ERROR":
+        logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)  # logs before vLLM's set-up is read

@@ -15,13 +15,11 @@ _SPECULATION = ("--speculative-config", "--spec-method", "--spec-model", "--spec
 
 
 def serve(context: typer.Context) -> None:
-    """Serve MODEL: `idlm serve MODEL [flags of vllm serve]`.
+    """Serve MODEL by vLLM's own server, a model of the zoo with ISD: idlm serve MODEL, then flags of `vllm serve`.
 
     A name of the model zoo (see `idlm models`) is served with ISD at the zoo's stride, unless a flag says something
     else about speculation, or --plain says that there shall be none. Every other flag is vLLM's own and goes to it as
-    it is (`vllm serve --help` lists them), for example:
-
-        idlm serve smollm2-135m-risd --port 8000
+    it is (`vllm serve --help` lists them). For example: idlm serve smollm2-135m-risd --port 8000
     """
     try:
         arguments = vllm_arguments(context.args)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 from types import ModuleType
 
 from vllm_idlm.ledger.core import expect, expect_source, patch
 
 WRAPPER = "vllm_idlm.punica.RowPunicaWrapper"
+log = logging.getLogger(__name__)
 _CPU = "vllm.platforms.cpu"
 
 
@@ -28,7 +30,11 @@ def cpu_row_lora(module: ModuleType) -> None:
     def get_punica_wrapper(cls):
         from vllm.config import get_current_vllm_config_or_none
 
-        return WRAPPER if _isd(get_current_vllm_config_or_none()) else original(cls)
+        if not _isd(get_current_vllm_config_or_none()):
+            return original(cls)
+        fault = "changes rows without an adapter" if stock_touches_other_rows() else "is right, but slow"
+        log.info("LoRA runs on selected rows (ledger: cpu-row-lora); vLLM's own CPU LoRA %s here", fault)
+        return WRAPPER
 
     platform.get_punica_wrapper = classmethod(get_punica_wrapper)
 
