@@ -128,8 +128,8 @@ def test_refused_before_anything_is_loaded(tiny_model, options, words):
 def test_the_default_budget_holds_every_row(smol):
     found = _config("smollm2-135m-risd", speculative_config={"method": "isd", "n": 16}, max_num_seqs=256)
     assert found.scheduler_config.max_num_batched_tokens >= 256 * 31
+    limits = {"max_num_seqs": 16, "max_num_batched_tokens": 64}
     with pytest.raises(ValueError, match=r"max_num_batched_tokens=64 .* at least 112"):
-        limits = {"max_num_seqs": 16, "max_num_batched_tokens": 64}
         _config("smollm2-135m-risd", speculative_config={"method": "isd", "n": 4}, **limits)
 
 

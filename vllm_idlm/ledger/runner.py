@@ -110,6 +110,37 @@ def gated_lora(module: ModuleType) -> None:
 
 
 @patch(
+    "v1-draft-lora-through-profiling",
+    _V1,
+    what="GPUModelRunner.maybe_setup_dummy_loras frees the draft adapter's slot for the dummies, then loads it again",
+    why="profiling and graph capture fill every slot with dummy adapters and drop all adapters after; the pinned draft "
+    "adapter stands in their way, and would be gone",
+    removed_by="reserved LoRA slots in vLLM's LoRAConfig",
+)
+def draft_lora_through_profiling(module: ModuleType) -> None:
+    """Wrap `maybe_setup_dummy_loras` (from LoRAModelRunnerMixin) in the runner."""
+    import contextlib
+
+    runner = module.GPUModelRunner
+    original = expect(runner, "maybe_setup_dummy_loras", "self", "lora_config", "remove_lora")
+
+    @contextlib.contextmanager
+    @functools.wraps(original)
+    def maybe_setup_dummy_loras(self, lora_config, remove_lora=True):
+        isd = getattr(self, "isd", None)
+        held = isd is not None and isd.draft_lora is not None
+        if held:
+            self.lora_manager.remove_all_adapters()
+        with original(self, lora_config, remove_lora):
+            yield
+        if held:
+            self.lora_manager.remove_all_adapters()
+            isd.load_model(None)
+
+    runner.maybe_setup_dummy_loras = maybe_setup_dummy_loras
+
+
+@patch(
     "logits-processors",
     _V1,
     what="with ISD the runner builds every built-in logits processor (min tokens, logit bias, min p)",
