@@ -1,4 +1,4 @@
-"""What every benchmark shares: prompts, engines in this process, and the record that stands beside each result."""
+"""What every benchmark shares: prompts, engines, and the record that stands beside each result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def prompts(count: int = 60) -> list[str]:
 
 
 def start(method: str, n: int, model: str = "smollm2-135m-risd", settings: dict | None = None, **options: Any) -> Any:
-    """A vllm.LLM in this process that decodes by `method`: plain, isd (without an adapter) or risd (with)."""
+    """A vllm.LLM that decodes by `method`: plain, isd (without an adapter) or risd (with)."""
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM

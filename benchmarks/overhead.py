@@ -2,7 +2,8 @@
 
     python -m benchmarks.overhead [--n 4] [--batches 1,4,16] [--rounds 5]
 
-All engines live in this process and take turns, round by round, so that a drifting machine hits all alike. A forward is
+Each engine has its own process, as in service (in this process vLLM's CPU build would use one thread), and they take
+turns, round by round, so that a drifting machine hits all alike. A forward is
 an engine step in decode (scheduling, model, sampling, ISD's own code); the median over a round's steps is kept, and OH
 is the median over rounds of ratios within a round. Host time is what ISD's own Python takes of a step.
 """
@@ -10,6 +11,7 @@ is the median over rounds of ratios within a round. Host time is what ISD's own 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -44,6 +46,7 @@ def _prompts(llm, batch: int) -> list[list[int]]:
 
 
 def _start(args: argparse.Namespace) -> dict:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     if args.shape is None:
         return {m: common.start(m, args.n, dtype=args.dtype) for m in ("plain", "isd", "risd")}
     folder = Path(tempfile.mkdtemp())
