@@ -50,12 +50,14 @@ def main() -> None:
     parser.add_argument("--strides", default="2,4,8")
     parser.add_argument("--methods", default="isd,risd")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--batch-1-strides", default=None, help="strides to run at batch 1 (default: all)")
+    parser.add_argument(
+        "--other-strides", default=None, help="strides to run at batches after the first (default: all)"
+    )
     parser.add_argument("--eager", action="store_true", help="no compilation")
     parser.add_argument("--name", default=None, help="results/NAME.json (default equality-DTYPE)")
     args = parser.parse_args()
     batches = [int(b) for b in args.batches.split(",")]
-    alone = [int(n) for n in (args.batch_1_strides or args.strides).split(",")]
+    alone = [int(n) for n in (args.other_strides or args.strides).split(",")]
     options = {"dtype": args.dtype, "enforce_eager": args.eager}
     plain, rows = {}, []
     llm = common.start("plain", 0, **options)
@@ -69,7 +71,7 @@ def main() -> None:
         for n in map(int, args.strides.split(",")):
             llm = common.start(method, n, **options)
             for batch in batches:
-                if batch == 1 and n not in alone:
+                if batch != batches[0] and n not in alone:
                     continue
                 llm.collective_rpc("isd_stats", args=(True,))
                 found = compare(answers(llm, batch, args.prompts, args.tokens), plain[batch])

@@ -2,8 +2,8 @@
 
     python -m benchmarks.overhead [--n 4] [--batches 1,4,16] [--rounds 5]
 
-Each engine has its own process, as in service (in this process vLLM's CPU build would use one thread), and they take
-turns, round by round, so that a drifting machine hits all alike. A forward is
+All engines live in this process, with all its threads, and take turns, round by round, so that a drifting machine hits
+all alike (engines in processes of their own would be bound to the same core by vLLM's CPU build). A forward is
 an engine step in decode (scheduling, model, sampling, ISD's own code); the median over a round's steps is kept, and OH
 is the median over rounds of ratios within a round. Host time is what ISD's own Python takes of a step.
 """
@@ -11,7 +11,6 @@ is the median over rounds of ratios within a round. Host time is what ISD's own 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -46,9 +45,8 @@ def _prompts(llm, batch: int) -> list[list[int]]:
 
 
 def _start(args: argparse.Namespace) -> dict:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     if args.shape is None:
-        return {m: common.start(m, args.n, dtype=args.dtype) for m in ("plain", "isd", "risd")}
+        return {m: common.start(m, args.n, dtype=args.dtype) for m in args.methods.split(",")}
     folder = Path(tempfile.mkdtemp())
     # Each engine of a big shape takes its share of the device: KV caches are small, weights are held twice.
     options = {"dtype": args.dtype, "gpu_memory_utilization": 0.45}
@@ -75,6 +73,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--methods", default="plain,isd,risd", help="plain first")
     parser.add_argument("--shape", choices=sorted(common.SHAPES), help="dummy weights of this shape (plain and isd)")
     parser.add_argument("--name", default="overhead-cpu", help="results/NAME.json")
     args = parser.parse_args()
