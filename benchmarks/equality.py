@@ -10,6 +10,7 @@ difference the first differing place is looked up in plain's own log-probabiliti
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import time
 from typing import Any
@@ -67,6 +68,8 @@ def main() -> None:
         print(f"plain batch {batch}: {time.time() - began:.0f} s", flush=True)
     for a, b in itertools.pairwise(batches):
         rows.append({"method": f"floor: plain {a} / plain {b}", "n": 1, "batch": b, **compare(plain[a], plain[b])})
+    del llm  # an engine's end takes vLLM's process groups with it: end each before the next one starts
+    gc.collect()
     for method in args.methods.split(","):
         for n in map(int, args.strides.split(",")):
             llm = common.start(method, n, **options)
@@ -82,6 +85,7 @@ def main() -> None:
                     args.name or f"equality-{args.dtype}", {"dtype": args.dtype, "rows": rows, "complete": False}
                 )
             del llm
+            gc.collect()
     _report(args, rows)
 
 

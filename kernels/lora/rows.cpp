@@ -312,7 +312,8 @@ std::vector<int64_t> lora_layer(at::TensorList a, at::TensorList b, at::IntArray
                     b[s].size(-1) == rank && a[s].numel() == slots * rank * in && b[s].numel() == slots * out * rank &&
                     out <= output_slices[s],
                 "add_lora_rows_: slice ", s, ": want ", dtype, " A [", slots, ", 1, rank, ", in,
-                "], contiguous, and B [", slots, ", 1, <= ", output_slices[s], ", rank], contiguous if transposed; got ",
+                "], contiguous, and B [", slots, ", 1, <= ", output_slices[s],
+                ", rank], contiguous if transposed; got ",
                 a[s].scalar_type(), a[s].sizes(), a[s].strides(), " and ", b[s].scalar_type(), b[s].sizes(),
                 b[s].strides());
     for (int64_t field : {int64_t(a[s].const_data_ptr()), int64_t(b[s].const_data_ptr()), rank, out, y_at})
