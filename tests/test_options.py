@@ -66,7 +66,8 @@ def test_option_equals_plain(results, method, case):
 def test_adapter_drafts_are_accepted(results):
     """The shipped adapter drafts for real: without this the equalities above would only test rejection."""
     found = results.stats("risd")
-    assert found["accepted_all"] > 20
+    assert found["accepted_all"] > 5
+    assert sum(found["accepted_per_position"]) > 50
     assert found["accepted_per_position"][0] / found["drafted_per_position"][0] > 0.25
 
 
