@@ -29,7 +29,7 @@ class EmbeddedModelError(RuntimeError):
 
 
 def cache_root() -> Path:
-    """Where checkpoints are kept: $VLLM_IDLM_CACHE, else $XDG_CACHE_HOME/vllm-idlm, else ~/.cache/vllm-idlm."""
+    """Where checkpoints and kernels are kept: $VLLM_IDLM_CACHE, else vllm-idlm in $XDG_CACHE_HOME or in ~/.cache."""
     if own := os.environ.get("VLLM_IDLM_CACHE"):
         return Path(own).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vllm-idlm"

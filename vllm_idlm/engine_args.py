@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_idlm import ledger
-from vllm_idlm.settings import KEY, METHOD, ISDSettings, SettingsError, adapter_record, complete, parse
+from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, parse
 
 PROPOSER = "vllm_idlm.v1.proposer.ISDProposer"
 WORKER_EXTENSION = "vllm_idlm.v1.worker.ISDWorkerExtension"
@@ -209,4 +209,4 @@ def _packed(modules: list[str]) -> list[str]:
 
 def asked(args: Any) -> bool:
     """Whether `args` asks for ISD (and was not already turned into vLLM's settings)."""
-    return (args.speculative_config or {}).get("method") == METHOD or args.spec_method == METHOD
+    return is_isd(args.speculative_config, args.spec_method)

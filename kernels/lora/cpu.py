@@ -23,19 +23,14 @@ from pathlib import Path
 
 import torch
 
+from vllm_idlm.embedded import cache_root
+
 SOURCE = Path(__file__).with_name("rows.cpp")
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
 
 
 class BuildError(RuntimeError):
     """rows.cpp could not be built here: why, and the fix."""
-
-
-def cache_root() -> Path:
-    """The folder of everything this package builds: $VLLM_IDLM_CACHE, else $XDG_CACHE_HOME or ~/.cache, below it."""
-    if own := os.environ.get("VLLM_IDLM_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "vllm-idlm"
 
 
 def _compiler() -> str:

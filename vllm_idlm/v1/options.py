@@ -7,6 +7,7 @@ A verify forward has k + 1 rows of one request, each with its own prefix (the ou
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,10 +35,11 @@ class Rows:
         self.owner = [i for i, own in enumerate(drafts) for _ in range(len(own) + 1)]
         self.place = [j for own in drafts for j in range(len(own) + 1)]  # drafts before the row
         self.index = torch.tensor(self.owner, device=device)  # [R] int64
+        self._first = list(itertools.accumulate((len(own) + 1 for own in drafts), initial=0))
 
-    def of(self, request: int) -> list[int]:
+    def of(self, request: int) -> range:
         """The rows of a request."""
-        return [row for row, owner in enumerate(self.owner) if owner == request]
+        return range(self._first[request], self._first[request + 1])
 
     def prefixes(self, outputs: Sequence[list[int]]) -> list[list[int]]:
         """The output tokens before each row: the request's own, then the drafts before the row."""
@@ -72,7 +74,6 @@ def _active(processor: Any) -> bool:
 
 def as_plain_rows(sampling: Any, rows: Rows) -> Any:
     """`sampling` (vLLM's SamplingMetadata, one entry a request) as one entry a verified row, no speculation in it."""
-    prefixes = rows.prefixes(sampling.output_token_ids)
     some = not sampling.no_penalties
     pick = rows.index
     return replace(
@@ -85,23 +86,19 @@ def as_plain_rows(sampling: Any, rows: Rows) -> Any:
         frequency_penalties=sampling.frequency_penalties[pick] if some else sampling.frequency_penalties,
         presence_penalties=sampling.presence_penalties[pick] if some else sampling.presence_penalties,
         repetition_penalties=sampling.repetition_penalties[pick] if some else sampling.repetition_penalties,
-        output_token_ids=prefixes,
+        output_token_ids=rows.prefixes(sampling.output_token_ids),
         allowed_token_ids_mask=_pick(sampling.allowed_token_ids_mask, pick),
         bad_words_token_ids={
             row: words for request, words in sampling.bad_words_token_ids.items() for row in rows.of(request)
         },
-        logitsprocs=_processors(sampling.logitsprocs, rows, prefixes),
+        logitsprocs=LogitsProcessors(over_rows(p, rows) for p in sampling.logitsprocs.all),
         spec_token_ids=None,
         thinking_budget_state_holder=thinking_rows(sampling, rows),
     )
 
 
-def _processors(found: LogitsProcessors, rows: Rows, prefixes: list[list[int]]) -> LogitsProcessors:
-    """vLLM's built-in processors with their per-request state laid out over rows."""
-    return LogitsProcessors(_over_rows(p, rows, prefixes) for p in found.all)
-
-
-def _over_rows(processor: Any, rows: Rows, prefixes: list[list[int]]) -> Any:
+def over_rows(processor: Any, rows: Rows) -> Any:
+    """One of vLLM's built-in logits processors with its per-request state laid out over rows."""
     if isinstance(processor, MinTokensLogitsProcessor):
         return _min_tokens(processor, rows)
     if isinstance(processor, LogitBiasLogitsProcessor):

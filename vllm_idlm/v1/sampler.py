@@ -19,7 +19,7 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm_idlm.kernels.verify import Verdict, verify
 from vllm_idlm.proposers.state import Row
 from vllm_idlm.v1 import noise
-from vllm_idlm.v1.options import Rows, as_plain_rows, needs_processing
+from vllm_idlm.v1.options import Rows, as_plain_rows, needs_processing, over_rows
 
 if TYPE_CHECKING:
     from vllm_idlm.v1.proposer import ISDProposer
@@ -136,9 +136,8 @@ def _constrain(logits: torch.Tensor, sampling: Any, layout: Rows) -> torch.Tenso
     """Temperature, min_p, top-k and top-p of each row's request, in plain decoding's order. In place."""
     temperature = sampling.temperature[layout.index]
     logits = logits.div_(torch.where(temperature == 0, 1.0, temperature).unsqueeze(1))
-    if any(getattr(p, "min_p_count", 1) for p in sampling.logitsprocs.argmax_invariant):
-        for processor in as_plain_rows(sampling, layout).logitsprocs.argmax_invariant:
-            logits = processor.apply(logits)
+    for processor in sampling.logitsprocs.argmax_invariant:
+        logits = over_rows(processor, layout).apply(logits)
     top_k = sampling.top_k[layout.index] if sampling.top_k is not None else None
     top_p = sampling.top_p[layout.index] if sampling.top_p is not None else None
     return apply_top_k_top_p(logits, top_k, top_p)
