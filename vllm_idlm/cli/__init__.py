@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_idlm.cli import chat, demo, doctor, models, serve
+from vllm_idlm.cli import chat, data, demo, doctor, eval_acceptance, models, serve, train
 
 app = typer.Typer(
     name="idlm",
@@ -19,6 +19,9 @@ app.command()(demo.demo)
 app.command(context_settings=serve.PASS_ON)(serve.serve)
 app.command()(chat.chat)
 app.command()(models.models)
+app.command()(data.data)
+app.command()(train.train)
+app.command("eval-acceptance")(eval_acceptance.eval_acceptance)
 app.command()(doctor.doctor)
 
 

@@ -1,0 +1,67 @@
+"""What a run leaves for serving: the adapter (peft) or the checkpoint, with isd.json beside it.
+
+isd.json holds the stride, the mask token id, the base's name and fingerprint (the plugin reads these), and the record
+of the training: configuration, tokens seen, held-out acceptance, versions.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vllm_idlm.training.config import Config
+
+RECORD = "isd.json"
+
+
+def record(config: Config, mask_token_id: int, base: str, fingerprint: str, steps: int, found: dict[str, Any]) -> dict:
+    """The content of isd.json; `found` holds mask_tokens_trained, seconds and the held-out figures."""
+    return {
+        "stride": config.stride,
+        "mask_token_id": mask_token_id,
+        "base": base,
+        "base_fingerprint": fingerprint,
+        "form": config.form,
+        "steps": steps,
+        **found,
+        "config": config.model_dump(mode="json"),
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "vllm-idlm")},
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def save(model: Any, folder: Path, content: dict[str, Any], tokenizer_from: str) -> None:
+    """Write the adapter or the whole checkpoint in bfloat16 (the model's dtype if full), and isd.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if content["form"] == "gated":
+        model.save_pretrained(folder, state_dict=_adapter(model))
+        _name_base(folder / "adapter_config.json", content["base"])
+        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
+    else:
+        from transformers import AutoTokenizer
+
+        model.config.mask_token_id = content["mask_token_id"]
+        dtype = getattr(torch, content["config"]["dtype"])
+        model.config.dtype = dtype
+        model.save_pretrained(folder, state_dict={k: v.detach().to(dtype) for k, v in model.state_dict().items()})
+        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(folder)
+    (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _adapter(model: Any) -> dict[str, torch.Tensor]:
+    from peft import get_peft_model_state_dict
+
+    tensors = get_peft_model_state_dict(model)
+    return {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
+
+
+def _name_base(file: Path, base: str) -> None:
+    """The base's public name in place of the folder that it was loaded from."""
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["base_model_name_or_path"] = base
+    file.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,221 @@
+"""The forwards of training, through transformers' own modules: Llama, Qwen2, Qwen3, Mistral families.
+
+Gated form: `clean` runs the packed rows through the base model without gradient and keeps each layer's keys and values;
+`masks` runs the mask rows alone, with the adapter, over these and their own. A step then costs one forward of the clean
+rows and forward and backward of the mask rows only, and the base's distribution at every place comes with it.
+Full form: `both` runs clean and mask rows in one forward, as the paper does.
+
+The keys and values pass through an attention function of ours (transformers' AttentionInterface) and not through a
+cache object, because transformers drops caches under gradient checkpointing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from transformers import AttentionInterface
+
+from vllm_idlm.training.layout import Batch, visible
+
+ATTENTION = "idlm_training"
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@dataclass
+class _Step:
+    """What the attention function does besides attending; one step at a time."""
+
+    keep: bool = False
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)  # layer -> K, V of clean rows
+    prefix: dict[int, tuple[torch.Tensor, torch.Tensor]] | None = None
+    who: Any = None  # who sees whom: a list of `Segment`, or FlexAttention's block mask
+
+
+_step = _Step()
+
+
+def _set(step: _Step) -> _Step:
+    global _step
+    _step = step
+    return step
+
+
+def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_: Any):
+    """Attention of [rows, heads, queries, dim] over own keys, behind the clean rows' if the step brings them."""
+    if _step.keep:
+        _step.kept[module.layer_idx] = (key, value)
+    if _step.prefix is not None:
+        before = _step.prefix[module.layer_idx]
+        key, value = torch.cat([before[0], key], 2), torch.cat([before[1], value], 2)
+    if isinstance(_step.who, list):
+        out = _by_segments(query, key, value, _step.who, scaling)
+    else:
+        out = _flex()(query, key, value, block_mask=_step.who, scale=scaling, enable_gqa=True)
+    return out.transpose(1, 2).contiguous(), None
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sample's part of a row: only its own queries and keys meet."""
+
+    row: int
+    queries: slice
+    keys: tuple[slice, ...]  # clean places, masks
+    seen: torch.Tensor  # [1, 1, queries, keys] bool
+
+
+def _by_segments(query, key, value, segments: list[Segment], scaling: float | None) -> torch.Tensor:
+    """Attention sample by sample, so that a packed row costs no more than its samples: for devices without Flex."""
+    groups = query.shape[1] // key.shape[1]
+    out = torch.zeros_like(query)  # padding attends to nothing
+    for part in segments:
+        k, v = (
+            torch.cat([x[part.row : part.row + 1, :, s] for s in part.keys], 2).repeat_interleave(groups, 1)
+            for x in (key, value)
+        )
+        q = query[part.row : part.row + 1, :, part.queries]
+        out[part.row, :, part.queries] = F.scaled_dot_product_attention(q, k, v, part.seen, scale=scaling)[0]
+    return out
+
+
+_compiled: dict[str, Any] = {}
+
+
+def _flex():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return _compiled.setdefault("flex", torch.compile(flex_attention))
+
+
+AttentionInterface.register(ATTENTION, _attend)
+
+
+def load(model: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> Any:
+    """A causal LM with our attention. Raises ValueError for an architecture that training was not written for."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model)
+    check_family(config)
+    return AutoModelForCausalLM.from_pretrained(model, dtype=dtype, attn_implementation=ATTENTION).to(device)
+
+
+def check_family(config: Any) -> None:
+    """ValueError unless the architecture is one that our layout of masks is right for (causal, full attention)."""
+    kind = config.model_type
+    if kind not in FAMILIES:
+        raise ValueError(f"model: architecture {kind!r} cannot be trained; allowed are {', '.join(FAMILIES)}")
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise ValueError(
+            f"model: {kind} with a sliding window of {config.sliding_window} tokens cannot be trained: masks see the "
+            "whole prefix. Fix: a checkpoint without sliding_window in its config.json"
+        )
+
+
+def who_sees_whom(batch: Batch, clean: bool, masks: bool) -> Any:
+    """FlexAttention's block mask on a GPU, elsewhere a list of segments with dense masks."""
+    if batch.tokens.device.type != "cuda":
+        return segments(batch, clean, masks)
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows, length = batch.tokens.shape
+    extra = batch.start.shape[1] if masks else 0
+    seen = visible(batch, clean, masks)
+    queries = (length if clean else 0) + extra
+    return create_block_mask(
+        lambda b, _, q, k: seen(b, q, k), rows, None, queries, length + extra, device=batch.tokens.device
+    )
+
+
+def segments(batch: Batch, clean: bool, masks: bool) -> list[Segment]:
+    """The samples of every row with what their clean places (if `clean`) and masks (if `masks`) see."""
+    length, first = batch.tokens.shape[1], batch.tokens.shape[1] if clean else 0
+    seen = visible(batch, clean, masks)
+    found = []
+    for row in range(batch.tokens.shape[0]):
+        for number in range(int(batch.sample[row].max()) + 1):
+            own = _span(batch.sample[row] == number)
+            of_masks = _span((batch.start[row] >= own.start) & (batch.start[row] < own.stop)) if masks else slice(0, 0)
+            mask_keys = slice(length + of_masks.start, length + of_masks.stop)
+            mask_queries = slice(first + of_masks.start, first + of_masks.stop)
+            for queries, keys in ((own, (own,)), (mask_queries, (own, mask_keys))):
+                if queries.start == queries.stop or (queries is own and not clean):
+                    continue
+                k = torch.cat([torch.arange(s.start, s.stop) for s in keys])
+                q = torch.arange(queries.start, queries.stop)
+                found.append(Segment(row, queries, keys, seen(torch.tensor(row), q[:, None], k[None])[None, None]))
+    return found
+
+
+def _span(of: torch.Tensor) -> slice:
+    """The slice that the True entries of a [n] bool tensor make; they lie side by side."""
+    places = of.nonzero()[:, 0]
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else slice(0, 0)
+
+
+@dataclass
+class Clean:
+    """What the clean rows leave behind: hidden states [rows, L, hidden] and each layer's keys and values."""
+
+    hidden: torch.Tensor
+    kept: dict[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+def _unused(batch: Batch) -> torch.Tensor:
+    """A mask of four dimensions, which transformers passes on as it is; our attention goes by `_Step.who`."""
+    return torch.empty(batch.tokens.shape[0], 1, 1, 1, device=batch.tokens.device)
+
+
+def decoder(model: Any) -> Any:
+    """The stack of layers below the language model's head, with or without an adapter around it."""
+    return (model.get_base_model() if hasattr(model, "get_base_model") else model).model
+
+
+def head(model: Any) -> torch.Tensor:
+    """[vocabulary, hidden] the output embedding."""
+    return model.get_output_embeddings().weight
+
+
+@torch.no_grad()
+def clean(model: Any, batch: Batch) -> Clean:
+    """The clean rows through the base model, its adapter (if it has one) off: bit for bit the base's own forward."""
+    adapter_off = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
+    step = _set(_Step(keep=True, who=who_sees_whom(batch, clean=True, masks=False)))
+    with adapter_off:
+        hidden = decoder(model)(
+            input_ids=batch.tokens,
+            position_ids=batch.positions,
+            attention_mask=_unused(batch),
+            use_cache=False,
+        ).last_hidden_state
+    return Clean(hidden, step.kept)
+
+
+def masks(model: Any, batch: Batch, before: Clean, mask_token_id: int) -> torch.Tensor:
+    """Hidden states of the mask rows [rows, M, hidden] over a clean pass, with the adapter.
+
+    The clean keys and values stay in place until the next forward: checkpointed layers run again in backward.
+    """
+    _set(_Step(prefix=before.kept, who=who_sees_whom(batch, clean=False, masks=True)))
+    return decoder(model)(
+        input_ids=torch.full_like(batch.place, mask_token_id),
+        position_ids=batch.mask_positions(),
+        attention_mask=_unused(batch),
+        use_cache=False,
+    ).last_hidden_state
+
+
+def both(model: Any, batch: Batch, mask_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states of clean rows [rows, L, hidden] and mask rows [rows, M, hidden], in one forward of both."""
+    _set(_Step(who=who_sees_whom(batch, clean=True, masks=True)))
+    length = batch.tokens.shape[1]
+    hidden = decoder(model)(
+        input_ids=torch.cat([batch.tokens, torch.full_like(batch.place, mask_token_id)], 1),
+        position_ids=torch.cat([batch.positions, batch.mask_positions()], 1),
+        attention_mask=_unused(batch),
+        use_cache=False,
+    ).last_hidden_state
+    return hidden[:, :length], hidden[:, length:]
