@@ -23,6 +23,8 @@ def _allowed(name: str) -> str:
     field = ISDSettings.model_fields[name]
     if get_origin(field.annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(field.annotation))
+    if field.annotation is bool:
+        return "`true` or `false`"
     bounds = {type(m).__name__: getattr(m, "ge", getattr(m, "le", None)) for m in field.metadata}
     if "Le" in bounds:
         return f"{bounds['Ge']} to {bounds['Le']}"
@@ -33,7 +35,8 @@ def options_table() -> str:
     """README's table of options, as Markdown."""
     rows = ["| option | allowed | default | |", "| --- | --- | --- | --- |"]
     for name, field in ISDSettings.model_fields.items():
-        default = "see right" if field.default is None else f"`{field.default}`"
+        default = f"`{str(field.default).lower() if field.annotation is bool else field.default}`"
+        default = "see right" if field.default is None else default
         rows.append(f"| `{name}` | {_allowed(name)} | {default} | {field.description} |")
     return "\n".join(rows)
 
@@ -50,9 +53,9 @@ def test_make_targets_exist():
 
 def test_commands_and_their_options_exist():
     group = typer.main.get_command(app)
-    named = {word for text in TEXTS.values() for word in re.findall(r"\bidlm ([a-z]+)\b(?! *=)", text)}
+    named = {word for text in TEXTS.values() for word in re.findall(r"\bidlm ([a-z-]+)\b(?! *=)", text)}
     assert {"demo", "serve", "chat", "models", "doctor"} <= named <= set(group.commands)
-    for command, flags in re.findall(r"^idlm ([a-z]+)([^\n#]*)", README, re.MULTILINE):
+    for command, flags in re.findall(r"^idlm ([a-z-]+)([^\n#]*)", README, re.MULTILINE):
         if command == "serve":
             continue  # its flags are vLLM's
         known = {o for p in group.commands[command].params for o in p.opts}

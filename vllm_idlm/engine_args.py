@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_idlm import ledger
+from vllm_idlm.fingerprint import FingerprintError, fingerprint
 from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, parse
 
 PROPOSER = "vllm_idlm.v1.proposer.ISDProposer"
@@ -70,6 +71,8 @@ def apply_isd(args: Any, model_config: Any) -> None:
     _refuse_unsupported(args, model_config)
     if settings.lora:
         settings = settings.model_copy(update={"lora": adapter_folder(settings.lora)})
+        if settings.check_base:
+            _check_base(settings.lora, model_config.model)
     settings = complete(settings, model_config.hf_config, model_config.get_vocab_size())
     user_loras = args.max_loras if args.enable_lora else 0
     if settings.lora:
@@ -139,6 +142,36 @@ def adapter_folder(lora: str) -> str:
             f'"lora": {lora!r}: no .safetensors file in {path}; adapters are loaded from safetensors only'
         )
     return str(path.resolve())
+
+
+def _check_base(lora: str, model: str) -> None:
+    """SettingsError if the adapter's isd.json names another base model than `model`, where that is on this disk."""
+    record = adapter_record(lora)
+    want, folder = record.get("base_fingerprint"), _checkpoint(model)
+    if want is None or folder is None:
+        return
+    try:
+        found = fingerprint(folder)
+    except FingerprintError:  # no safetensors: other formats are not compared
+        return
+    if found != want:
+        raise SettingsError(
+            f'"lora": {lora} was trained for {record.get("base")} (fingerprint {want[:12]}), and the served '
+            f"model {model} is another (fingerprint {found[:12]}). Serve that base, or an adapter made for this one; "
+            '"check_base": false lets it pass (the text stays right, drafts may be poor)'
+        )
+
+
+def _checkpoint(model: str) -> Path | None:
+    """The folder of a checkpoint that is on this disk already: a folder, or in the hub's cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except Exception:  # nothing cached yet, or no hub id
+        return None
 
 
 def _download(lora: str) -> Path:

@@ -49,6 +49,11 @@ class ISDSettings(BaseModel):
         description="How drafts are drawn for sampled requests: from its own temperature, top-k and top-p, or "
         "as the most probable token (then verified as a one-hot proposal, which is exact too).",
     )
+    check_base: bool = Field(
+        True,
+        description="Whether an adapter that records another base model than the served one is refused. Turn it off to "
+        "serve the same model in other weights, such as a quantised copy.",
+    )
     verify: Literal["standard"] = Field(
         "standard", description="Verification rule: standard speculative sampling (exact)."
     )
