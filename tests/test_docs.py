@@ -53,9 +53,9 @@ def test_make_targets_exist():
 
 def test_commands_and_their_options_exist():
     group = typer.main.get_command(app)
-    named = {word for text in TEXTS.values() for word in re.findall(r"\bidlm ([a-z-]+)\b(?! *=)", text)}
+    named = {word for text in TEXTS.values() for word in re.findall(r"\bidlm ([a-z][a-z-]+)\b(?! *=)", text)}
     assert {"demo", "serve", "chat", "models", "doctor"} <= named <= set(group.commands)
-    for command, flags in re.findall(r"^idlm ([a-z-]+)([^\n#]*)", README, re.MULTILINE):
+    for command, flags in re.findall(r"^idlm ([a-z][a-z-]+)([^\n#]*)", README, re.MULTILINE):
         if command == "serve":
             continue  # its flags are vLLM's
         known = {o for p in group.commands[command].params for o in p.opts}
