@@ -60,3 +60,46 @@ def test_counts_by_depth_and_their_sum():
     assert both.tokens == 2 * one.tokens
     assert both.tpf == pytest.approx(one.tpf)
     assert both.table()["acceptance"] == pytest.approx(table["acceptance"])
+
+
+@pytest.mark.vllm
+def test_forecast_is_what_greedy_serving_gives(smol, adapter):
+    """The chain over plain decoding's answers counts the very forwards that serving takes (float32, no ties)."""
+    from vllm import SamplingParams
+
+    from tests import engines
+    from vllm_idlm.training import acceptance, start
+    from vllm_idlm.training.layout import Sample
+
+    params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
+    chats = [[{"role": "user", "content": f"Count from {i} to {i + 9}."}] for i in range(4)]
+    outputs = engines.engine(smol).chat(chats, params, use_tqdm=False)
+    samples = [Sample(list(o.prompt_token_ids), list(o.outputs[0].token_ids)) for o in outputs]
+    model, _, mask = start.for_evaluation(smol, adapter, None, "float32")
+    measured = list(acceptance.rates(model, samples, 3, mask, (0.0,)))
+    llm = engines.engine(smol, speculative_config=engines.isd(4, lora=adapter))
+    engines.stats(llm)
+    assert engines.tokens(llm.chat(chats, params, use_tqdm=False)) == engines.tokens(outputs)
+    served = engines.stats(llm)
+    assert acceptance.forecast(measured, 0.0, 3).forwards == pytest.approx(served["forwards"], rel=0.05)
+
+
+def test_command_prints_and_writes_what_it_measured(tmp_path, smol, adapter):
+    import json
+
+    from typer.testing import CliRunner
+
+    from vllm_idlm.cli import app
+
+    rows = [{"prompt_ids": [1, 2, 3], "answer_ids": list(range(40, 60)), "temperature": 0.0}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["eval-acceptance", str(tmp_path / "a.jsonl"), "--model", smol, "--lora", adapter, "--strides", "2,4"]
+    ran = CliRunner().invoke(app, [*command, "--temperatures", "0,1", "--to", str(tmp_path / "out")])
+    assert ran.exit_code == 0, ran.output
+    found = json.loads((tmp_path / "out" / "acceptance.json").read_text())
+    assert [row["drawn_at_it"] for row in found["rows"]] == [True, False]
+    assert all(1 <= row["strides"]["4"]["tpf"] <= 4 for row in found["rows"])
+    assert (tmp_path / "out" / "acceptance.png").stat().st_size > 1000
+    bad = CliRunner().invoke(app, [*command[:-1], "1,4"])
+    assert bad.exit_code == 2
+    assert "allowed are 2..16" in bad.output

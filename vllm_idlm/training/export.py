@@ -41,7 +41,6 @@ def save(model: Any, folder: Path, content: dict[str, Any], tokenizer_from: str)
     if content["form"] == "gated":
         model.save_pretrained(folder, state_dict=_adapter(model))
         _name_base(folder / "adapter_config.json", content["base"])
-        (folder / "README.md").unlink(missing_ok=True)  # peft's empty card
     else:
         from transformers import AutoTokenizer
 

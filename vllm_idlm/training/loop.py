@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from vllm_idlm.fingerprint import fingerprint
-from vllm_idlm.training import acceptance, export, forward
+from vllm_idlm.training import acceptance, card, export, forward
 from vllm_idlm.training.config import Config, ConfigError
 from vllm_idlm.training.layout import Sample
 from vllm_idlm.training.objective import Objective, Sums
@@ -213,6 +213,7 @@ class Run:
         content = export.record(self.config, self.base.mask_token_id, self.base.name, print_of, self.step, found)
         if self.accelerator.is_main_process:
             export.save(self.model, target, content, self.base.folder)
+            card.write(target, content, self.out / METRICS)
         return target
 
 

@@ -1,0 +1,86 @@
+"""TPF and acceptance of the embedded model's adapter as served by vLLM, beside the forecast made without serving.
+
+    python -m benchmarks.acceptance [--prompts 48] [--tokens 128] [--n 4] [--temperatures 0,1.0] [--lora FOLDER]
+
+The prompts are held out by hash from `idlm data`'s recipe, as in training. Plain decoding answers them; the forecast is
+`training.acceptance` over these very answers; then ISD answers the same prompts. Greedy, both see the same text;
+sampled, two draws of the same distribution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from typing import Any
+
+from benchmarks import common
+from vllm_idlm.data import keys, prompts
+
+
+def held_out(count: int, share: float = 0.03, kinds: int = 12) -> list[list[dict[str, str]]]:
+    """`count` chats of the recipe's held-out side, spread over its kinds."""
+    found = [p for p in prompts.built_in("chat", 8192, 0) if keys.side(p.key, share) == keys.EVAL]
+    by_kind: dict[str | None, list] = {}
+    for prompt in found:
+        by_kind.setdefault(prompt.kind, []).append(list(prompt.messages))
+    each = -(-count // len(by_kind))
+    return [chat for chats in by_kind.values() for chat in chats[:each]][:count]
+
+
+def answer(llm: Any, chats: list, temperature: float, tokens: int, seed: int) -> list[tuple[list[int], list[int]]]:
+    """Token ids of prompt and answer of each chat; answers may end before `tokens`."""
+    from vllm import SamplingParams
+
+    made = [SamplingParams(temperature=temperature, max_tokens=tokens, seed=seed + i) for i in range(len(chats))]
+    outputs = llm.chat(chats, made if temperature else made[0], use_tqdm=False)
+    return [(list(o.prompt_token_ids), list(o.outputs[0].token_ids)) for o in outputs]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=48)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--n", type=int, default=4)
+    parser.add_argument("--temperatures", default="0,1.0")
+    parser.add_argument("--lora", default=None, help="default: the zoo's")
+    parser.add_argument("--name", default="acceptance-cpu", help="results/NAME.json")
+    args = parser.parse_args()
+    chats, temperatures = held_out(args.prompts), [float(t) for t in args.temperatures.split(",")]
+    llm = common.start("plain", 0, enforce_eager=True)
+    plain = {t: answer(llm, chats, t, args.tokens, 0) for t in temperatures}
+    del llm
+    gc.collect()
+    settings = {"lora": args.lora} if args.lora else {}
+    llm, rows = common.start("risd", args.n, settings=settings, enforce_eager=True), []
+    for t in temperatures:
+        llm.collective_rpc("isd_stats", args=(True,))
+        made = answer(llm, chats, t, args.tokens, 1000)
+        found = llm.collective_rpc("isd_stats")[0]
+        rows.append({
+            "temperature": t, "tpf": found["tpf"], "served": found,
+            "identical": sum(a == b for a, b in zip(made, plain[t], strict=True)) if t == 0 else None,
+        })  # fmt: skip
+    del llm
+    gc.collect()
+    for row in rows:
+        row["forecast"] = _forecast(args, plain[row["temperature"]], row["temperature"])
+        row["off"] = row["forecast"]["tpf"] / row["tpf"] - 1
+        print({k: v for k, v in row.items() if k != "served"}, flush=True)
+    print(common.save(args.name, {"prompts": len(chats), "tokens": args.tokens, "n": args.n, "rows": rows}))
+
+
+def _forecast(args: argparse.Namespace, answers: list, temperature: float) -> dict[str, Any]:
+    import torch
+
+    from vllm_idlm.training import acceptance, start
+    from vllm_idlm.training.layout import Sample
+
+    model, _, mask = start.for_evaluation("smollm2-135m-risd", args.lora, None, "bfloat16")
+    samples = [Sample(prompt, made) for prompt, made in answers if len(made) >= 3]
+    with torch.no_grad():
+        measured = list(acceptance.rates(model, samples, args.n - 1, mask, (temperature,)))
+    return acceptance.forecast(measured, temperature, args.n - 1).table()
+
+
+if __name__ == "__main__":
+    main()
