@@ -42,14 +42,14 @@ def write_samples(file: Path, count: int, seed: int) -> None:
             out.write(json.dumps({"prompt_ids": made[:cut], "answer_ids": made[cut:], "temperature": 1.0}) + "\n")
 
 
-def write_base(folder: Path, steps: int = 250) -> Path:
+def write_base(folder: Path, steps: int = 250, hidden: int = 128) -> Path:
     """A Llama of a million parameters that knows the songs, as a float32 checkpoint."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=False,
+        vocab_size=VOCAB, hidden_size=hidden, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=512, tie_word_embeddings=True,
         bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     model, rng = LlamaForCausalLM(config), random.Random(0)

@@ -102,4 +102,4 @@ def test_command_prints_and_writes_what_it_measured(tmp_path, smol, adapter):
     assert (tmp_path / "out" / "acceptance.png").stat().st_size > 1000
     bad = CliRunner().invoke(app, [*command[:-1], "1,4"])
     assert bad.exit_code == 2
-    assert "allowed are 2..16" in bad.output
+    assert "--strides 1,4: give numbers from 2 to 16" in " ".join(bad.output.split())

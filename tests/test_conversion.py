@@ -10,7 +10,7 @@ import torch
 
 from tests import engines, songs
 from vllm_idlm.settings import SettingsError
-from vllm_idlm.training import config, export, loop, start
+from vllm_idlm.training import checkpoint, config, export, loop, losses, start
 
 
 @pytest.fixture(scope="module")
@@ -85,17 +85,19 @@ def test_full_conversion_learns_to_draft(world, tmp_path):
 
 
 def states(folder: Path) -> dict[str, torch.Tensor]:
-    return torch.load(loop.checkpoints(folder)[-1] / "learnt-0.pt", weights_only=True)
+    return torch.load(checkpoint.files(folder)[-1], weights_only=True)["weights"]
 
 
-def losses(folder: Path) -> list[float]:
+def loss_of_steps(folder: Path) -> list[float]:
     lines = map(json.loads, (folder / loop.METRICS).read_text().splitlines())
     return [line["loss"] for line in lines if line["event"] == "step"]
 
 
-@pytest.mark.parametrize("stop_at", [2, 3])
-def test_resumed_run_is_the_uninterrupted_one_to_the_bit(world, tmp_path, stop_at):
+@pytest.mark.parametrize(("stop_at", "form", "compiled"), [(2, "gated", False), (3, "gated", True), (2, "full", False)])
+def test_resumed_run_is_the_uninterrupted_one_to_the_bit(world, tmp_path, stop_at, form, compiled, monkeypatch):
+    monkeypatch.setattr(losses, "COMPILE_FROM", 0 if compiled else losses.COMPILE_FROM)
     small = {"steps": 5, "rows": 2, "accumulate": 2, "stages": [{"stride": 2, "until": 0.5}, {"stride": 4, "until": 1}]}
+    small |= {"form": form, "loss": {"ce": 1.0} if form == "full" else {"kl": 1.0, "tv": 1.0}}
     whole = run(settings(world, tmp_path / "whole", **small))
     assert whole.train()
     cut = settings(world, tmp_path / "cut", **small)
@@ -110,7 +112,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(world, tmp_path, stop_a
     assert again.resume()
     assert again.step == stop_at
     assert again.train()
-    assert losses(tmp_path / "cut")[stop_at + 1 :] == losses(tmp_path / "whole")[stop_at:]
+    assert loss_of_steps(tmp_path / "cut") == loss_of_steps(tmp_path / "whole")
     one, other = states(tmp_path / "whole"), states(tmp_path / "cut")
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -132,6 +134,8 @@ def test_adapter_of_another_base_is_refused_where_it_is_used(world, tmp_path, sm
         engines.engine(smol, speculative_config=engines.isd(lora=str(adapter)))
     with pytest.raises(config.ConfigError, match="was trained for"):
         start.for_evaluation(smol, str(adapter), None, "float32")
+    with pytest.raises(config.ConfigError, match="was trained for"):
+        run(settings(world, tmp_path / "other", model=smol, adapter={"init": str(adapter)}))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +145,9 @@ def test_adapter_of_another_base_is_refused_where_it_is_used(world, tmp_path, sm
         ({"form": "full", "loss": {"kl": 1.0}}, "the full form trains ce alone"),
         ({"stages": [{"stride": 4, "until": 0.5}]}, "until must rise and end at 1.0"),
         ({"stages": [{"stride": 17, "until": 1.0}]}, "stages.0.stride: 17 is not allowed"),
+        ({"loss": {"kl": -1.0}}, "kl has weight -1.0; allowed is 0 or more"),
+        ({"depth_weights": [0.0, 0.0]}, "one of them more; they are"),
+        ({"adapter": {"targets": ["lm_head"]}}, "lm_head cannot be trained; allowed are q_proj"),
         ({"row_tokens": 64}, "max_tokens 128 is more than row_tokens 64"),
         ({"steps_": 3}, "steps_ is no field"),
     ],
@@ -162,6 +169,29 @@ def test_overrides_reach_into_mappings(world, tmp_path):
     assert (made.steps, made.adapter.rank, made.loss) == (7, 4, {"ce": 1.0})
     with pytest.raises(config.ConfigError, match="'steps' is no override; write key=value"):
         config.load(tmp_path / "c.yaml", ["steps"])
+
+
+def test_other_samples_are_no_resume(world, tmp_path):
+    first = run(settings(world, tmp_path / "run", steps=1, rows=1))
+    first.train()
+    songs.write_samples(tmp_path / "more.jsonl", 5, 9)
+    more = [str(world / "train.jsonl"), str(tmp_path / "more.jsonl")]
+    with pytest.raises(config.ConfigError, match="samples: "):
+        run(settings(world, tmp_path / "run", steps=1, rows=1, data=more)).resume()
+
+
+def test_adapter_of_another_shape_and_a_base_without_weights_are_refused(world, tmp_path):
+    first = run(settings(world, tmp_path / "run", steps=1, rows=1))
+    first.train()
+    adapter = first.export()
+    (adapter / export.RECORD).unlink()
+    songs.write_base(tmp_path / "wide", steps=1, hidden=256)
+    with pytest.raises(config.ConfigError, match="does not fit"):
+        run(settings(world, tmp_path / "other", model=str(tmp_path / "wide"), adapter={"init": str(adapter)}))
+    for file in (tmp_path / "wide").glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(config.ConfigError, match=r"no \*.safetensors"):
+        run(settings(world, tmp_path / "other", model=str(tmp_path / "wide")))
 
 
 def test_mask_token_outside_the_vocabulary_is_refused(world, tmp_path):

@@ -115,6 +115,22 @@ def test_blocks_start_where_a_forward_has_its_first_masks_and_tile_the_answer():
     }
 
 
+def test_every_answer_of_three_tokens_has_a_mask_at_any_offset():
+    for answer in range(3, 9):
+        for seed in range(20):
+            assert block_starts(5, 5 + answer, 4, 1, random.Random(seed))
+
+
+def test_widened_batch_gives_the_same_mask_rows():
+    model = tiny("llama")
+    batch = lay_out([samples(2), samples(1, seed=4)], 3, 2, random.Random(0))
+    wide = batch.widened(64, 96)
+    with torch.no_grad():
+        want = forward.masks(model, batch, forward.clean(model, batch), MASK)[batch.real]
+        got = forward.masks(model, wide, forward.clean(model, wide), MASK)[wide.real]
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
 def test_gated_adapter_leaves_clean_logits_bit_identical():
     model = tiny("llama")
     batch = lay_out([samples(3)], 3, 1, random.Random(0))

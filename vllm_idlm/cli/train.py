@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,10 +54,12 @@ def _run(config: Any) -> None:
     base = start.base(config)
     samples, held = start.samples(config, tokenizer(Path(base.folder)))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[figures]}"), console=out) as progress:
+    shown = int(os.environ.get("LOCAL_RANK", "0")) == 0  # one bar, however many devices
+    bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=out, disable=not shown)
+    with bar as progress:
         task = progress.add_task("steps", total=config.steps, figures="")
 
-        def report(event: str, values: dict[str, Any]) -> None:
+        def report(event: str, values: dict[str, Any]) -> None:  # the main process's alone
             if event == "step":
                 figures = f"loss {values['loss']:.3f}  alpha {values['alpha']:.3f}  {values['speed']:.0f} mask tokens/s"
                 progress.update(task, completed=values["step"], figures=figures)
@@ -70,7 +73,8 @@ def _run(config: Any) -> None:
         complete = run.train()
     folder = run.export()
     state = "done" if complete else f"stopped at step {run.step} of {config.steps}; the same command goes on"
-    out.print(f"{state}. Written to {folder}", markup=False)
+    if run.accelerator.is_main_process:
+        out.print(f"{state}. Written to {folder}", markup=False)
 
 
 def held_out(values: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ vllm serve MODEL --speculative-config '{{{serve}}}'
 | stride, mask token | {record["stride"]}, {record["mask_token_id"]} |
 | trained on | {trained} |
 | loss | {loss} |
-| goes on from | {config["adapter"]["init"] or "nothing: a new adapter" if gated else "the base"} |
+| goes on from | {_origin(config) if gated else "the base"} |
 
 Held-out prompts, temperature 1: mean of sum min(p, q) at each mask slot, and the forecast of tokens per forward.
 
@@ -53,6 +53,11 @@ Held-out prompts, temperature 1: mean of sum min(p, q) at each mask slot, and th
 {"" if not curve else chr(10) + "![training curve](curve.png)" + chr(10)}
 The whole configuration and the versions are in isd.json. Licence: that of the base model.
 """
+
+
+def _origin(config: dict[str, Any]) -> str:
+    init = config["adapter"]["init"]
+    return f"the adapter {Path(init).name}" if init else "nothing: a new adapter"
 
 
 def _curve(lines: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], file: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,8 +28,26 @@ class Adapter(_Strict):
 
     rank: int = Field(32, ge=1, le=512, description="Rank of each update.")
     alpha: float = Field(64, gt=0, description="Scale: an update is alpha / rank * B A x.")
-    targets: list[str] = Field(_LINEAR, description="Linear layers of each block that are given an update.")
+    targets: list[str] = Field(
+        _LINEAR,
+        min_length=1,
+        description=f"Linear layers that are given an update, of {', '.join(_LINEAR)}.",
+    )
     init: str | None = Field(None, description="Folder of an adapter to go on from (its rank and targets are taken).")
+
+    @field_validator("targets")
+    @classmethod
+    def _known_targets(cls, targets: list[str]) -> list[str]:
+        if odd := [name for name in targets if name not in _LINEAR]:
+            raise ValueError(f"{', '.join(odd)} cannot be trained; allowed are {', '.join(_LINEAR)}")
+        return targets
+
+    @field_validator("init")
+    @classmethod
+    def _shipped_init(cls, init: str | None) -> str | None:
+        """A relative folder is looked for here, then in the package's configs."""
+        shipped = None if init is None else Path(str(files("vllm_idlm.configs"))) / init
+        return str(shipped) if shipped and not Path(init).is_dir() and shipped.is_dir() else init
 
 
 class Stage(_Strict):
@@ -87,6 +106,13 @@ class Config(_Strict):
         check_names(loss)
         return loss
 
+    @field_validator("depth_weights")
+    @classmethod
+    def _some_depth_counts(cls, weights: list[float]) -> list[float]:
+        if min(weights) < 0 or not any(weights):
+            raise ValueError(f"weights must be 0 or more, and one of them more; they are {weights}")
+        return weights
+
     @field_validator("stages")
     @classmethod
     def _stages_in_order(cls, stages: list[Stage]) -> list[Stage]:
@@ -143,7 +169,10 @@ def _set(content: dict[str, Any], item: str) -> None:
         content = content.setdefault(name, {})
         if not isinstance(content, dict):
             raise ConfigError(f"{item!r}: {name} is no mapping")
-    content[last] = yaml.safe_load(value)
+    try:
+        content[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{item!r}: the value is no YAML: {error}") from None
 
 
 def _says(item: dict[str, Any]) -> str:

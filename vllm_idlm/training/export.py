@@ -19,13 +19,13 @@ from vllm_idlm.training.config import Config
 RECORD = "isd.json"
 
 
-def record(config: Config, mask_token_id: int, base: str, fingerprint: str, steps: int, found: dict[str, Any]) -> dict:
+def record(config: Config, model: Any, base: Any, steps: int, found: dict[str, Any]) -> dict[str, Any]:
     """The content of isd.json; `found` holds mask_tokens_trained, seconds and the held-out figures."""
-    return {
+    content = {
         "stride": config.stride,
-        "mask_token_id": mask_token_id,
-        "base": base,
-        "base_fingerprint": fingerprint,
+        "mask_token_id": base.mask_token_id,
+        "base": base.name,
+        "base_fingerprint": base.fingerprint,
         "form": config.form,
         "steps": steps,
         **found,
@@ -33,6 +33,10 @@ def record(config: Config, mask_token_id: int, base: str, fingerprint: str, step
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "vllm-idlm")},
         "date": time.strftime("%Y-%m-%d"),
     }
+    if config.form == "gated":  # an adapter that the run went on from may differ from what the configuration says
+        own = model.peft_config["default"]
+        content["adapter"] = {"rank": own.r, "alpha": own.lora_alpha, "targets": sorted(own.target_modules)}
+    return content
 
 
 def save(model: Any, folder: Path, content: dict[str, Any], tokenizer_from: str) -> None:

@@ -45,6 +45,7 @@ def _set(step: _Step) -> _Step:
 
 def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_: Any):
     """Attention of [rows, heads, queries, dim] over own keys, behind the clean rows' if the step brings them."""
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast rotary leaves them in float32
     if _step.keep:
         _step.kept[module.layer_idx] = (key, value)
     if _step.prefix is not None:
@@ -59,40 +60,59 @@ def _attend(module, query, key, value, attention_mask, scaling=None, dropout=0.0
 
 @dataclass(frozen=True)
 class Segment:
-    """One sample's part of a row: only its own queries and keys meet."""
+    """Clean places or masks of one sample of a row: they meet its clean places, and masks those of their own block."""
 
     row: int
     queries: slice
-    keys: tuple[slice, ...]  # clean places, masks
+    keys: slice  # the sample's clean places
     seen: torch.Tensor  # [queries, keys] bool
+    block: torch.Tensor | None = None  # [queries, B] int64: the keys of a mask's own block
+    block_seen: torch.Tensor | None = None  # [queries, B] bool
 
 
-def _by_segments(query, key, value, segments: list[Segment], scaling: float | None) -> torch.Tensor:
+def _by_segments(query, key, value, parts: list[Segment], scaling: float | None) -> torch.Tensor:
     """Attention sample by sample, so that a packed row costs no more than its samples: for devices without Flex.
 
-    Two matrix products and a float32 softmax: in bfloat16 on a CPU faster than the fused kernel is.
+    Products with the clean keys, a few more with the mask's own block, one float32 softmax over both: in bfloat16 on a
+    CPU faster than the fused kernel, and masks of other blocks cost nothing.
     """
-    heads, groups, dim = key.shape[1], query.shape[1] // key.shape[1], query.shape[3]
-    scaling = dim**-0.5 if scaling is None else scaling
+    scaling = query.shape[3] ** -0.5 if scaling is None else scaling
     out = torch.zeros_like(query)  # padding attends to nothing
-    for part in segments:
-        k, v = (torch.cat([x[part.row, :, s] for s in part.keys], 1) for x in (key, value))  # [heads, keys, dim]
+    for part in parts:
         q = query[part.row, :, part.queries]
-        count = q.shape[1]
-        scores = torch.bmm(q.reshape(heads, groups * count, dim), k.transpose(1, 2)).float() * scaling
-        scores = scores.view(heads, groups, count, -1).masked_fill(~part.seen, float("-inf"))
-        weights = scores.softmax(-1).to(v.dtype).view(heads, groups * count, -1)
-        out[part.row, :, part.queries] = torch.bmm(weights, v).view(heads * groups, count, dim)
+        out[part.row, :, part.queries] = _of_segment(q, key[part.row], value[part.row], part, scaling)
     return out
+
+
+def _of_segment(q, key, value, part: Segment, scaling: float) -> torch.Tensor:
+    """[query heads, queries, dim] from q of that shape and all keys and values [heads, keys, dim] of the row."""
+    heads, count, dim = key.shape[0], q.shape[1], q.shape[2]
+    q = q.reshape(heads, -1, count, dim)  # [heads, groups, queries, dim]
+    groups = q.shape[1]
+    k, v = key[:, part.keys], value[:, part.keys]
+    scores = torch.bmm(q.reshape(heads, groups * count, dim), k.transpose(1, 2)).float().view(heads, groups, count, -1)
+    scores = scores.masked_fill(~part.seen, float("-inf"))
+    if part.block is not None:
+        own_k, own_v = (x.index_select(1, part.block.flatten()).view(heads, 1, count, -1, dim) for x in (key, value))
+        own = (q.unsqueeze(3) * own_k).sum(-1, dtype=torch.float32)  # [heads, groups, queries, B]
+        scores = torch.cat([scores, own.masked_fill(~part.block_seen, float("-inf"))], -1)
+    weights = (scores * scaling).softmax(-1).to(v.dtype)
+    length = k.shape[1]
+    out = torch.bmm(weights[..., :length].reshape(heads, groups * count, length), v).view(heads, groups, count, dim)
+    if part.block is not None:
+        out = out + (weights[..., length:].unsqueeze(-1) * own_v).sum(3)
+    return out.reshape(heads * groups, count, dim)
 
 
 _compiled: dict[str, Any] = {}
 
 
 def _flex():
+    import torch._dynamo
     from torch.nn.attention.flex_attention import flex_attention
 
-    return _compiled.setdefault("flex", torch.compile(flex_attention))
+    torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)  # one a shape: see `padded`
+    return _compiled.setdefault("flex", torch.compile(flex_attention, fullgraph=True))
 
 
 AttentionInterface.register(ATTENTION, _attend)
@@ -119,6 +139,14 @@ def check_family(config: Any) -> None:
         )
 
 
+def padded(batch: Batch, length: int) -> Batch:
+    """The batch as FlexAttention wants it on a GPU: `length` clean places, masks in a multiple of 512; few shapes."""
+    if batch.tokens.device.type != "cuda":
+        return batch
+    masks = batch.start.shape[1]
+    return batch.widened(-(-length // 128) * 128, -(-masks // 512) * 512)
+
+
 def who_sees_whom(batch: Batch, clean: bool, masks: bool) -> Any:
     """FlexAttention's block mask on a GPU, elsewhere a list of segments with dense masks."""
     if batch.tokens.device.type != "cuda":
@@ -137,20 +165,22 @@ def who_sees_whom(batch: Batch, clean: bool, masks: bool) -> Any:
 def segments(batch: Batch, clean: bool, masks: bool) -> list[Segment]:
     """The samples of every row with what their clean places (if `clean`) and masks (if `masks`) see."""
     length, first = batch.tokens.shape[1], batch.tokens.shape[1] if clean else 0
-    seen = visible(batch, clean, masks)
     found = []
     for row in range(batch.tokens.shape[0]):
         for number in range(int(batch.sample[row].max()) + 1):
             own = _span(batch.sample[row] == number)
+            places = torch.arange(own.start, own.stop)
+            if clean:
+                found.append(Segment(row, own, own, places[None] <= places[:, None]))
             of_masks = _span((batch.start[row] >= own.start) & (batch.start[row] < own.stop)) if masks else slice(0, 0)
-            mask_keys = slice(length + of_masks.start, length + of_masks.stop)
-            mask_queries = slice(first + of_masks.start, first + of_masks.stop)
-            for queries, keys in ((own, (own,)), (mask_queries, (own, mask_keys))):
-                if queries.start == queries.stop or (queries is own and not clean):
-                    continue
-                k = torch.cat([torch.arange(s.start, s.stop) for s in keys])
-                q = torch.arange(queries.start, queries.stop)
-                found.append(Segment(row, queries, keys, seen(torch.tensor(row), q[:, None], k[None])))
+            if of_masks.start < of_masks.stop:
+                start, depth = batch.start[row, of_masks], batch.depth[row, of_masks]
+                index = torch.arange(of_masks.start, of_masks.stop)
+                block = length + (index - depth)[:, None] + torch.arange(int(depth.max()) + 1)[None]  # side by side
+                block_seen = torch.arange(block.shape[1])[None] <= depth[:, None]
+                queries = slice(first + of_masks.start, first + of_masks.stop)
+                seen = places[None] < start[:, None]
+                found.append(Segment(row, queries, own, seen, torch.where(block_seen, block, length), block_seen))
     return found
 
 

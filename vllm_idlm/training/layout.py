@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 
 PADDING = -1
+OPEN_ROWS = 32  # rows that packing still tries to fill
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,26 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+    def widened(self, length: int, masks: int) -> Batch:
+        """The same batch with padding up to `length` clean places and `masks` masks (at least as many as it has)."""
+        rows, device = self.tokens.shape[0], self.tokens.device
+
+        def wide(values: torch.Tensor, width: int, fill: int | None) -> torch.Tensor:
+            extra = width - values.shape[1]
+            if fill is None:  # masks of padding are different from each other and from those that are there
+                padding = -2 - values.shape[1] - torch.arange(extra, device=device).expand(rows, extra)
+            else:
+                padding = values.new_full((rows, extra), fill)
+            return torch.cat([values, padding], 1)
+
+        return Batch(
+            wide(self.tokens, length, 0),
+            wide(self.positions, length, 0),
+            wide(self.sample, length, PADDING),
+            wide(self.start, masks, None),
+            wide(self.place, masks, None),
+        )
 
     @property
     def real(self) -> torch.Tensor:
@@ -104,16 +125,18 @@ def block_starts(prompt: int, total: int, block: int, tilings: int, rng: random.
     the paper's layout, `block` lets a block start at every place. The first start is prompt + 1: the prompt's forward
     yields one token, the next forward has the first masks. Each start has a token to predict (start + 1 < total).
     """
-    offsets = rng.sample(range(block), min(tilings, block))
+    room = min(block, total - 2 - prompt)  # offsets that leave at least one mask
+    offsets = rng.sample(range(room), min(tilings, room)) if room > 0 else []
     return sorted(s for o in offsets for s in range(prompt + 1 + o, total - 1, block))
 
 
 def pack(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Indices of samples, grouped into rows of at most `row_tokens` (first fit, in the order given)."""
+    """Indices of samples, grouped into rows of at most `row_tokens`: first fit among the last rows, in their order."""
     rows: list[list[int]] = []
     room: list[int] = []
     for index, length in enumerate(lengths):
-        found = next((r for r, left in enumerate(room) if left >= length), None)
+        open_rows = range(max(0, len(rows) - OPEN_ROWS), len(rows))
+        found = next((r for r in open_rows if room[r] >= length), None)
         if found is None:
             rows.append([])
             room.append(row_tokens)

@@ -1,7 +1,7 @@
 """The training run: resumable to the bit, on one device or on several through accelerate.
 
-A step's data is a function of seed and step (`stream`), the state is weights, optimizer, schedule and random states
-(accelerate's `save_state`), so an interrupted run goes on as if it had not been interrupted.
+A step's data is a function of seed and step (`stream`), nothing in a step is random, and a checkpoint holds weights,
+optimizer and schedule: an interrupted run goes on as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,12 @@ from typing import Any
 
 import torch
 
-from vllm_idlm.fingerprint import fingerprint
-from vllm_idlm.training import acceptance, card, export, forward
+from vllm_idlm.training import acceptance, card, checkpoint, export, forward
 from vllm_idlm.training.config import Config, ConfigError
 from vllm_idlm.training.layout import Sample
 from vllm_idlm.training.objective import Objective, Sums
 from vllm_idlm.training.stream import Stream
 
-STATE = "state"  # checkpoints are OUT/state-STEP
 METRICS = "metrics.jsonl"
 
 
@@ -36,6 +33,7 @@ class Base:
     name: str  # as the user knows it
     folder: str
     mask_token_id: int
+    fingerprint: str
 
 
 class Run:
@@ -60,25 +58,25 @@ class Run:
         self.out = Path(config.out)
         mixed = "bf16" if config.dtype == "bfloat16" else "no"
         self.accelerator = Accelerator(mixed_precision=mixed, log_with=config.trackers or None, project_dir=config.out)
+        check_devices(self.accelerator)
         self.model = build(config, base)
         self.held = list(held)[: config.eval_samples]
         self.step, self.mask_tokens, self.seconds = 0, 0, 0.0
+        self.figures: tuple[int, dict[str, Any]] = (-1, {})  # the last evaluation and its step
         self._prepare(train)
 
     def _prepare(self, train: Sequence[Sample]) -> None:
         config, acc = self.config, self.accelerator
-        learnt = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(learnt, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        weights = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+        # A step of ours is a step of the schedule, on any number of devices: accelerate would count it once a device.
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         objective = Objective(self.model, config, self.base.mask_token_id)
         self.objective, self.optimizer = acc.prepare(objective, optimizer)
-        self.schedule = schedule  # a step of ours is a step of it, on any number of devices
-        acc.register_for_checkpointing(self.schedule, _Counters(self))
-        acc.register_save_state_pre_hook(self._only_learnt)
-        acc.register_load_state_pre_hook(self._load_learnt)
         self.stream = Stream(train, config, acc.process_index, acc.num_processes)
+        self.identity = checkpoint.identity(config, self.base.fingerprint, train, acc.num_processes)
         if config.trackers:
-            acc.init_trackers("vllm-idlm", config.model_dump(mode="json"))
+            acc.init_trackers("vllm-idlm", _scalars(config.model_dump(mode="json")))
 
     def _rate(self, step: int) -> float:
         """Learning rate as a share of the peak: a linear rise, then half a cosine down to min_lr."""
@@ -91,47 +89,30 @@ class Run:
 
     # -- checkpoints
 
-    def _only_learnt(self, models: list, weights: list[dict], folder: str) -> None:
-        """Frozen weights are not saved: they are the base's."""
-        for i, state in enumerate(weights):
-            own = self.accelerator.unwrap_model(models[i])
-            learnt = {name for name, p in own.named_parameters() if p.requires_grad}
-            weights[i] = {name: tensor for name, tensor in state.items() if name in learnt}
-            if self.config.form == "gated":
-                torch.save(weights[i], Path(folder) / f"learnt-{i}.pt")
-        if self.config.form == "gated":
-            weights.clear()
-
-    def _load_learnt(self, models: list, folder: str) -> None:
-        if self.config.form != "gated":
-            return
-        for i, model in enumerate(models):
-            state = torch.load(Path(folder) / f"learnt-{i}.pt", map_location="cpu", weights_only=True)
-            self.accelerator.unwrap_model(model).load_state_dict(state, strict=False)
-        models.clear()
-
     def save(self) -> None:
         """A checkpoint of this step; earlier ones go."""
-        acc, target = self.accelerator, self.out / f"{STATE}-{self.step:07d}"
-        scratch = target.with_name(f".{target.name}")
-        acc.wait_for_everyone()
-        acc.save_state(str(scratch), safe_serialization=False)
-        if acc.is_main_process:
-            (self.out / "config.json").write_text(self.config.model_dump_json(indent=1))
-            scratch.rename(target)
-            for old in checkpoints(self.out):
-                if old != target:
-                    shutil.rmtree(old)
-        acc.wait_for_everyone()
-        self.report("saved", {"step": self.step, "path": str(target)})
+        if self.accelerator.is_main_process:
+            state = {
+                "weights": checkpoint.learnt(self.model),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "counts": {"step": self.step, "mask_tokens": self.mask_tokens, "seconds": self.seconds},
+            }
+            path = checkpoint.save(self.out, self.step, state, self.identity)
+            self.report("saved", {"step": self.step, "path": str(path)})
+        self.accelerator.wait_for_everyone()
 
     def resume(self) -> bool:
         """Go on from the run's last checkpoint; False if there is none. ConfigError if it is another run's."""
-        found = checkpoints(self.out)
+        found = checkpoint.files(self.out)
         if not found:
             return False
-        check_same(self.config, self.out)
-        self.accelerator.load_state(str(found[-1]))
+        checkpoint.check(self.out, self.identity)
+        state = torch.load(found[-1], map_location="cpu", weights_only=True)
+        checkpoint.put_back(self.model, state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.step, self.mask_tokens, self.seconds = (state["counts"][k] for k in ("step", "mask_tokens", "seconds"))
         return True
 
     # -- training
@@ -139,13 +120,14 @@ class Run:
     def train(self) -> bool:
         """Train to the end, or until `stop_minutes` have passed; True if the run is complete."""
         self.out.mkdir(parents=True, exist_ok=True)
+        self._forget_later()
         began, before = time.monotonic(), self.seconds
         if self.step == 0:
             self.evaluate()
         for batches in self.stream.steps(self.step):
             self._step(batches)
             self.seconds = before + time.monotonic() - began
-            stop = self.config.stop_minutes is not None and time.monotonic() - began > 60 * self.config.stop_minutes
+            stop = self._time_is_up(time.monotonic() - began)
             last = self.step == self.config.steps
             if last or self.step % self.config.eval_every == 0:
                 self.evaluate()
@@ -157,15 +139,30 @@ class Run:
             self.accelerator.end_training()
         return self.step == self.config.steps
 
+    def _time_is_up(self, seconds: float) -> bool:
+        """Whether to stop, the same on every device: one clock could be a step ahead of another."""
+        if self.config.stop_minutes is None:
+            return False
+        up = torch.tensor(float(seconds > 60 * self.config.stop_minutes), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(up, "sum") > 0)
+
+    def _forget_later(self) -> None:
+        """Drop what metrics.jsonl says of steps that an interruption lost."""
+        file = self.out / METRICS
+        if self.accelerator.is_main_process and file.exists():
+            kept = [x for x in file.read_text().splitlines() if self.step and json.loads(x)["step"] <= self.step]
+            file.write_text("".join(line + "\n" for line in kept))
+
     def _step(self, batches: list) -> None:
         began, acc = time.monotonic(), self.accelerator
-        measured: Sums | None = None
+        measured, loss = None, 0.0
         self.objective.train()
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
             with acc.autocast(), _synchronised(acc, self.objective, last):
-                loss = self.objective(batch.to(acc.device)) / len(batches)
-                acc.backward(loss)
+                part = self.objective(forward.padded(batch.to(acc.device), self.config.row_tokens)) / len(batches)
+                acc.backward(part)
+            loss += float(part.detach())
             found = acc.unwrap_model(self.objective).last
             measured = found if measured is None else measured + found
         norm = acc.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.config.clip)
@@ -174,26 +171,28 @@ class Run:
         self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
-        values = measured.means()
-        trained = values["mask_tokens"] * acc.num_processes
+        self._count(measured, {"loss": loss, "norm": float(norm), "lr": rate}, began)
+
+    def _count(self, measured: Sums, values: dict[str, float], began: float) -> None:
+        means = measured.means()
+        trained = torch.tensor(means["mask_tokens"], device=self.accelerator.device)
+        trained = int(self.accelerator.reduce(trained, "sum"))
         self.mask_tokens += trained
-        speed = trained / (time.monotonic() - began)
-        values |= {"loss": float(loss.detach()) * len(batches), "norm": float(norm), "lr": rate, "speed": speed}
-        self._note("step", values)
+        self._note("step", {**means, **values, "speed": trained / (time.monotonic() - began)})
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
-        """Held-out alpha by depth and the forecast of TPF, at temperature 1, with the largest stride."""
-        if not self.held:
-            return {}
+        """Held-out alpha by depth and the forecast of TPF, at temperature 1, with the largest stride; once a step."""
+        if not self.held or self.figures[0] == self.step:
+            return self.figures[1]
         self.objective.eval()
         masks = self.config.stride - 1
         with self.accelerator.autocast():
             measured = list(acceptance.rates(self.model, self.held, masks, self.base.mask_token_id, (1.0,)))
         chain = acceptance.forecast(measured, 1.0, masks)
-        figures = {"alpha": acceptance.overlaps(measured, 1.0, masks), **chain.table()}
-        self._note("eval", figures)
-        return figures
+        self.figures = (self.step, {"alpha": acceptance.overlaps(measured, 1.0, masks), **chain.table()})
+        self._note("eval", self.figures[1])
+        return self.figures[1]
 
     def _note(self, event: str, values: dict[str, Any]) -> None:
         values = {"step": self.step, "mask_tokens_trained": self.mask_tokens, **values}
@@ -209,25 +208,26 @@ class Run:
         """The adapter or checkpoint, to `folder` (default OUT/final), with its record."""
         target = folder or self.out / "final"
         found = {"mask_tokens_trained": self.mask_tokens, "seconds": round(self.seconds), "held_out": self.evaluate()}
-        print_of = fingerprint(self.base.folder)
-        content = export.record(self.config, self.base.mask_token_id, self.base.name, print_of, self.step, found)
+        content = export.record(self.config, self.model, self.base, self.step, found)
         if self.accelerator.is_main_process:
             export.save(self.model, target, content, self.base.folder)
             card.write(target, content, self.out / METRICS)
         return target
 
 
-class _Counters:
-    """What a run counts, in the form that accelerate saves."""
+def check_devices(accelerator: Any) -> None:
+    """ConfigError for ways of sharing a model out over devices that the loop was not written for."""
+    kind = accelerator.distributed_type.value
+    if kind != "NO" and not kind.startswith("MULTI_"):
+        raise ConfigError(
+            f"accelerate is set up for {kind}; allowed are one device and data parallelism (MULTI_GPU, MULTI_CPU). "
+            "Fix: accelerate config, or accelerate launch --multi_gpu"
+        )
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"step": self.run.step, "mask_tokens": self.run.mask_tokens, "seconds": self.run.seconds}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.run.step, self.run.mask_tokens, self.run.seconds = state["step"], state["mask_tokens"], state["seconds"]
+def _scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """As trackers take them."""
+    return {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in values.items()}
 
 
 def _synchronised(accelerator: Any, module: Any, last: bool):
@@ -241,12 +241,10 @@ def build(config: Config, base: Base) -> Any:
     if config.form == "full":
         model = forward.load(base.folder, dtype=torch.float32)  # master weights; autocast works in config.dtype
     else:
-        model = _with_adapter(forward.load(base.folder, dtype), config)
-    if not 0 <= base.mask_token_id < model.config.vocab_size:
-        raise ConfigError(
-            f"mask_token_id: {base.mask_token_id} is outside the vocabulary of {base.name}: allowed are "
-            f"0..{model.config.vocab_size - 1}"
-        )
+        model = forward.load(base.folder, dtype).requires_grad_(False)
+        model = with_adapter(model, config.adapter.init, True) if config.adapter.init else _new_adapter(model, config)
+        _uncast(model)
+    check_mask(base.mask_token_id, model, base.name)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         if config.form == "gated":
@@ -254,12 +252,28 @@ def build(config: Config, base: Base) -> Any:
     return model
 
 
-def _with_adapter(model: Any, config: Config) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
+def check_mask(mask_token_id: int, model: Any, name: str) -> None:
+    """ConfigError if the mask token is none of the model's tokens."""
+    if not 0 <= mask_token_id < model.config.vocab_size:
+        raise ConfigError(
+            f"mask_token_id: {mask_token_id} is outside the vocabulary of {name}: allowed are "
+            f"0..{model.config.vocab_size - 1}"
+        )
 
-    model.requires_grad_(False)
-    if config.adapter.init:
-        return PeftModel.from_pretrained(model, config.adapter.init, is_trainable=True)
+
+def with_adapter(model: Any, folder: str, learn: bool = False) -> Any:
+    """The model with the adapter in `folder` around it; ConfigError if it does not fit."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, folder, is_trainable=learn)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(f"adapter {folder} does not fit {model.config.name_or_path}: {str(error)[:300]}") from None
+
+
+def _new_adapter(model: Any, config: Config) -> Any:
+    from peft import LoraConfig, get_peft_model
+
     wanted = LoraConfig(
         r=config.adapter.rank,
         lora_alpha=config.adapter.alpha,
@@ -272,19 +286,8 @@ def _with_adapter(model: Any, config: Config) -> Any:
         raise ConfigError(f"adapter.targets: {config.adapter.targets}: {error}") from None
 
 
-def checkpoints(out: Path) -> list[Path]:
-    """The run's checkpoints, oldest first."""
-    return sorted(out.glob(f"{STATE}-*"))
-
-
-def check_same(config: Config, out: Path) -> None:
-    """ConfigError if the checkpoints in `out` were made with another configuration (but for where it stops)."""
-    free = {"stop_minutes", "save_every", "eval_every", "trackers", "out"}
-    before = json.loads((out / "config.json").read_text())
-    now = config.model_dump(mode="json")
-    for name, value in now.items():
-        if name not in free and before.get(name) != value:
-            raise ConfigError(
-                f"{name}: {value!r}, but the checkpoint in {out} was made with {before.get(name)!r}. Fix: the old "
-                "value to go on with that run, or another `out` for a new one"
-            )
+def _uncast(model: Any) -> None:
+    """Adapter layers take their input as it is: autocast brings the float32 weights to its dtype, once a step."""
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False

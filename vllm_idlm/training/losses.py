@@ -47,6 +47,8 @@ def check_names(weights: Mapping[str, float]) -> None:
     for name in weights:
         if name not in NAMES:
             raise ValueError(f"loss: {name!r} is unknown; allowed are {', '.join(NAMES)}, each with its weight")
+        if weights[name] < 0:
+            raise ValueError(f"loss: {name} has weight {weights[name]}; allowed is 0 or more")
     if not any(weights.values()):
         raise ValueError(f"loss: every weight is 0 ({dict(weights)}); give at least one of {', '.join(NAMES)} a weight")
 
@@ -111,7 +113,7 @@ class _Fused(torch.autograd.Function):
             if need_hidden:
                 grad_hidden[part] = grad @ head
             if need_head:
-                grad_head += grad.T.float() @ hidden[part].float()
+                grad_head += grad.T @ hidden[part]
             each = sum(weights[name] * value for name, value in zip(NAMES, found, strict=False))
             total += (each * row_weights[part]).sum()  # no matrix product: autocast would round it
             sink.append(found)

@@ -8,14 +8,15 @@ from typing import Any
 
 from vllm_idlm.data import samples as data
 from vllm_idlm.data.model import locate
-from vllm_idlm.fingerprint import fingerprint
+from vllm_idlm.fingerprint import FingerprintError, fingerprint
+from vllm_idlm.settings import adapter_record
 from vllm_idlm.training.config import Config, ConfigError
 from vllm_idlm.training.layout import Sample
-from vllm_idlm.training.loop import Base, Run
+from vllm_idlm.training.loop import Base, Run, check_mask, with_adapter
 
 
 def base(config: Config) -> Base:
-    """The base model of a configuration; ConfigError if its mask token is not known."""
+    """The base model of a configuration; ConfigError if its mask token is not known or its weights cannot be told."""
     from vllm_idlm import zoo
 
     folder, _ = locate(config.model)
@@ -26,11 +27,17 @@ def base(config: Config) -> Base:
             f"mask_token_id: not given, and {config.model!r} is no zoo name that has one. Fix: the id of a token that "
             "the model never writes, such as a reserved special token"
         )
-    return Base(_public_name(config.model, entry), str(folder), mask)
+    made = Base(config.model if entry is None else entry.model, str(folder), mask, _fingerprint(folder, "model"))
+    if config.adapter.init and config.form == "gated":
+        check_base(adapter_record(config.adapter.init), folder, config.adapter.init)
+    return made
 
 
-def _public_name(model: str, entry: Any) -> str:
-    return model if entry is None else entry.model
+def _fingerprint(folder: Path, field: str) -> str:
+    try:
+        return fingerprint(folder)
+    except FingerprintError as error:
+        raise ConfigError(f"{field}: {error}") from None
 
 
 def samples(config: Config, tokenizer: Any) -> tuple[list[Sample], list[Sample]]:
@@ -93,35 +100,34 @@ def for_evaluation(model: str, lora: str | None, mask_token_id: int | None, dtyp
     Raises ConfigError where the adapter belongs to another base or no mask token is known.
     """
     import torch
-    from peft import PeftModel
 
     from vllm_idlm import zoo
-    from vllm_idlm.settings import adapter_record
     from vllm_idlm.training import forward
 
+    if dtype not in ("bfloat16", "float32"):
+        raise ConfigError(f"dtype: {dtype!r}; allowed are bfloat16 and float32")
     folder, _ = locate(model)
     entry = zoo.resolve(model)
     adapter = entry.lora_path() if entry and lora is None else lora
     adapter = None if adapter == "none" else adapter
     record = adapter_record(adapter) if adapter else {}
-    if mask_token_id is None:
-        mask_token_id = record.get("mask_token_id", entry.mask_token_id if entry else None)
-    loaded = forward.load(str(folder), getattr(torch, dtype))
-    if adapter:
-        check_base(record, folder, adapter)
-        loaded = PeftModel.from_pretrained(loaded, adapter)
-    if mask_token_id is None:
-        mask_token_id = getattr(loaded.config, "mask_token_id", None)
-    if mask_token_id is None:
+    check_base(record, folder, str(adapter))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = forward.load(str(folder), getattr(torch, dtype), device)
+    known = (mask_token_id, record.get("mask_token_id"), entry and entry.mask_token_id)
+    known = (*known, getattr(loaded.config, "mask_token_id", None))
+    mask = next((m for m in known if m is not None), None)
+    if mask is None:
         raise ConfigError(f"mask_token_id: neither the adapter nor {model} names one; give --mask-token-id")
-    return loaded.eval(), folder, mask_token_id
+    check_mask(mask, loaded, model)
+    return (with_adapter(loaded, adapter) if adapter else loaded).eval(), folder, mask
 
 
 def check_base(record: dict[str, Any], folder: Path, adapter: str) -> None:
     """ConfigError if the adapter's record names another base than the checkpoint in `folder`."""
     want = record.get("base_fingerprint")
-    if want is not None and fingerprint(folder) != want:
+    if want is not None and (found := _fingerprint(folder, "model")) != want:
         raise ConfigError(
             f"{adapter} was trained for {record.get('base')} (fingerprint {want[:12]}), and {folder} is another model "
-            f"(fingerprint {fingerprint(folder)[:12]}); give that base, or an adapter made for this one"
+            f"(fingerprint {found[:12]}); give that base, or an adapter made for this one"
         )
