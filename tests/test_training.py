@@ -75,9 +75,12 @@ def served(model, prefix: list[int], block: int, adapter: bool):
         base.set_attn_implementation(forward.ATTENTION)
 
 
-@pytest.mark.parametrize("family", forward.FAMILIES)
 @pytest.mark.parametrize("form", ["gated", "full"])
-@pytest.mark.parametrize(("block", "tilings"), [(1, 1), (3, 1), (3, 3), (7, 2)])
+@pytest.mark.parametrize(
+    ("family", "block", "tilings"),
+    [(f, *b) for f in ("llama", "qwen3") for b in ((1, 1), (3, 1), (3, 3), (7, 2))]
+    + [("qwen2", 3, 2), ("mistral", 3, 2)],
+)
 def test_every_mask_row_is_the_serving_forward(family, form, block, tilings):
     model = tiny(family)
     model = with_adapter(model) if form == "gated" else model
