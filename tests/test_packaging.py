@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ADAPTER = "vllm_idlm/configs/adapters/smollm2-135m-isd-first"
+ADAPTER = "vllm_idlm/configs/adapters/smollm2-135m-isd"
 PARTS = ("vllm_idlm", "proposers", "kernels", "configs", "pyproject.toml", "README.md", "LICENSE")
 
 

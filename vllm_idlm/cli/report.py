@@ -86,9 +86,12 @@ def adapter_line(settings: dict[str, Any] | None) -> str:
     facts = [
         f"{record['mask_tokens_trained']:,} mask tokens" if "mask_tokens_trained" in record else "",
         f"{record['samples']:,} samples" if "samples" in record else "",
-        f"{record['minutes_cpu']:g} minutes on a CPU" if "minutes_cpu" in record else "",
+        f"{record['seconds'] / 60:.0f} minutes" if "seconds" in record else "",
     ]
-    overlap = (record.get("held_out") or {}).get("overlap")
+    started = ((record.get("config") or {}).get("adapter") or {}).get("init")
+    if started:
+        facts.append(f"going on from {started}")
+    overlap = (record.get("held_out") or {}).get("alpha")
     if isinstance(overlap, list):
         rates = ", ".join(f"{value:.2f}" for value in overlap)
         facts.append(f"held-out overlap with the model, by draft position: {rates}")

@@ -57,7 +57,7 @@ The whole configuration and the versions are in isd.json. Licence: that of the b
 
 def _origin(config: dict[str, Any]) -> str:
     init = config["adapter"]["init"]
-    return f"the adapter {Path(init).name}" if init else "nothing: a new adapter"
+    return f"the adapter {init}" if init else "nothing: a new adapter"
 
 
 def _curve(lines: Sequence[dict[str, Any]], evaluations: Sequence[dict[str, Any]], file: Path) -> bool:

@@ -42,12 +42,11 @@ class Adapter(_Strict):
             raise ValueError(f"{', '.join(odd)} cannot be trained; allowed are {', '.join(_LINEAR)}")
         return targets
 
-    @field_validator("init")
-    @classmethod
-    def _shipped_init(cls, init: str | None) -> str | None:
-        """A relative folder is looked for here, then in the package's configs."""
-        shipped = None if init is None else Path(str(files("vllm_idlm.configs"))) / init
-        return str(shipped) if shipped and not Path(init).is_dir() and shipped.is_dir() else init
+    @property
+    def start(self) -> str | None:
+        """`init` as a folder: from the working folder, else from the package's configs; as it is if neither has it."""
+        shipped = None if self.init is None else Path(str(files("vllm_idlm.configs"))) / self.init
+        return str(shipped) if shipped and not Path(self.init).is_dir() and shipped.is_dir() else self.init
 
 
 class Stage(_Strict):

@@ -29,7 +29,7 @@ def record(config: Config, model: Any, base: Any, steps: int, found: dict[str, A
         "form": config.form,
         "steps": steps,
         **found,
-        "config": config.model_dump(mode="json"),
+        "config": _public(config),
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "vllm-idlm")},
         "date": time.strftime("%Y-%m-%d"),
     }
@@ -39,11 +39,19 @@ def record(config: Config, model: Any, base: Any, steps: int, found: dict[str, A
     return content
 
 
+def _public(config: Config) -> dict[str, Any]:
+    """The configuration without this machine's paths: of data and adapter their names."""
+    content = config.model_dump(mode="json", exclude={"out", "model", "eval_data"})
+    content["data"] = [Path(name).name for name in config.data]
+    content["adapter"]["init"] = config.adapter.init and Path(config.adapter.init).name
+    return content
+
+
 def save(model: Any, folder: Path, content: dict[str, Any], tokenizer_from: str) -> None:
     """Write the adapter or the whole checkpoint in bfloat16 (the model's dtype if full), and isd.json."""
     folder.mkdir(parents=True, exist_ok=True)
     if content["form"] == "gated":
-        model.save_pretrained(folder, state_dict=_adapter(model))
+        model.save_pretrained(folder, state_dict=_adapter(model), save_embedding_layers=False)
         _name_base(folder / "adapter_config.json", content["base"])
     else:
         from transformers import AutoTokenizer
@@ -59,7 +67,7 @@ def save(model: Any, folder: Path, content: dict[str, Any], tokenizer_from: str)
 def _adapter(model: Any) -> dict[str, torch.Tensor]:
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(model)
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
     return {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
 
 

@@ -242,7 +242,7 @@ def build(config: Config, base: Base) -> Any:
         model = forward.load(base.folder, dtype=torch.float32)  # master weights; autocast works in config.dtype
     else:
         model = forward.load(base.folder, dtype).requires_grad_(False)
-        model = with_adapter(model, config.adapter.init, True) if config.adapter.init else _new_adapter(model, config)
+        model = with_adapter(model, config.adapter.start, True) if config.adapter.init else _new_adapter(model, config)
         _uncast(model)
     check_mask(base.mask_token_id, model, base.name)
     if config.gradient_checkpointing:

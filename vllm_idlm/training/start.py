@@ -29,7 +29,7 @@ def base(config: Config) -> Base:
         )
     made = Base(config.model if entry is None else entry.model, str(folder), mask, _fingerprint(folder, "model"))
     if config.adapter.init and config.form == "gated":
-        check_base(adapter_record(config.adapter.init), folder, config.adapter.init)
+        check_base(adapter_record(config.adapter.start), folder, config.adapter.start)
     return made
 
 
