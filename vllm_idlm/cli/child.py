@@ -61,6 +61,8 @@ def _process(what: Run, log: Path, verbose: bool) -> Iterator[tuple[subprocess.P
     read, write = os.pipe()
     command = [sys.executable, "-m", "vllm_idlm.cli._run", str(write), json.dumps(asdict(what))]
     environment = dict(os.environ) if verbose else {**QUIET, **os.environ}
+    # This process is the engine's alone; one more would only take a core from it (vLLM's CPU build reserves one).
+    environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     with log.open("w") as sink:
         out = None if verbose else sink
         process = subprocess.Popen(
