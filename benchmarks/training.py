@@ -85,7 +85,7 @@ def main() -> None:
     parser.add_argument("--tilings", default="1,3")
     args = parser.parse_args()
     config = Config(model="smollm2-135m-risd", out="unused", data=["unused"], steps=1)
-    base = Base(config.model, str(embedded.ensure()), MASK)
+    base = Base(config.model, str(embedded.ensure()), MASK, fingerprint="")
     ours = build(config, base)
     other = build(config, base)
     other.get_base_model().set_attn_implementation("sdpa")
