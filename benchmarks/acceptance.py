@@ -62,24 +62,25 @@ def main() -> None:
         })  # fmt: skip
     del llm
     gc.collect()
+    forecasts = _forecasts(args, plain)
     for row in rows:
-        row["forecast"] = _forecast(args, plain[row["temperature"]], row["temperature"])
+        row["forecast"] = forecasts[row["temperature"]]
         row["off"] = row["forecast"]["tpf"] / row["tpf"] - 1
         print({k: v for k, v in row.items() if k != "served"}, flush=True)
     print(common.save(args.name, {"prompts": len(chats), "tokens": args.tokens, "n": args.n, "rows": rows}))
 
 
-def _forecast(args: argparse.Namespace, answers: list, temperature: float) -> dict[str, Any]:
-    import torch
-
+def _forecasts(args: argparse.Namespace, plain: dict[float, list]) -> dict[float, dict[str, Any]]:
     from vllm_idlm.training import acceptance, start
     from vllm_idlm.training.layout import Sample
 
     model, _, mask = start.for_evaluation("smollm2-135m-risd", args.lora, None, "bfloat16")
-    samples = [Sample(prompt, made) for prompt, made in answers if len(made) >= 3]
-    with torch.no_grad():
+    found = {}
+    for temperature, answers in plain.items():
+        samples = [Sample(prompt, made) for prompt, made in answers if len(made) >= 3]
         measured = list(acceptance.rates(model, samples, args.n - 1, mask, (temperature,)))
-    return acceptance.forecast(measured, temperature, args.n - 1).table()
+        found[temperature] = acceptance.forecast(measured, temperature, args.n - 1).table()
+    return found
 
 
 if __name__ == "__main__":

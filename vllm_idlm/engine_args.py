@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_idlm import ledger
-from vllm_idlm.fingerprint import FingerprintError, fingerprint
+from vllm_idlm.fingerprint import FingerprintError, other_base
 from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, parse
 
 PROPOSER = "vllm_idlm.v1.proposer.ISDProposer"
@@ -146,19 +146,16 @@ def adapter_folder(lora: str) -> str:
 
 def _check_base(lora: str, model: str) -> None:
     """SettingsError if the adapter's isd.json names another base model than `model`, where that is on this disk."""
-    record = adapter_record(lora)
-    want, folder = record.get("base_fingerprint"), _checkpoint(model)
-    if want is None or folder is None:
-        return
+    folder = _checkpoint(model)
     try:
-        found = fingerprint(folder)
+        differ = folder and other_base(adapter_record(lora), folder)
     except FingerprintError:  # no safetensors: other formats are not compared
         return
-    if found != want:
+    if differ:
         raise SettingsError(
-            f'"lora": {lora} was trained for {record.get("base")} (fingerprint {want[:12]}), and the served '
-            f"model {model} is another (fingerprint {found[:12]}). Serve that base, or an adapter made for this one; "
-            '"check_base": false lets it pass (the text stays right, drafts may be poor)'
+            f'"lora": {lora} was trained for {differ[0]}, and the served model {model} is another {differ[1]}. Serve '
+            'that base, or an adapter made for this one; "check_base": false lets it pass (the text stays right, '
+            "drafts may be poor)"
         )
 
 

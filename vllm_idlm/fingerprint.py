@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 SAMPLE_BYTES = 4096  # of each tensor
 
@@ -38,6 +39,17 @@ def fingerprint(folder: str | Path) -> str:
             raise FingerprintError(f"{file} ends before its last tensor; download the checkpoint again")
         digest.update(sample)
     return digest.hexdigest()
+
+
+def other_base(record: dict[str, Any], folder: str | Path) -> tuple[str, str] | None:
+    """The recorded base and the folder's fingerprint in words, if an isd.json names another base than `folder`.
+
+    None if it is the same or the record names none. Raises FingerprintError as `fingerprint` does.
+    """
+    want = record.get("base_fingerprint")
+    if want is None or (found := fingerprint(folder)) == want:
+        return None
+    return f"{record.get('base')} (fingerprint {want[:12]})", f"(fingerprint {found[:12]})"
 
 
 def _header(file: Path) -> dict[str, tuple[str, list[int], int, int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm_idlm.data import samples as data
 from vllm_idlm.data.model import locate
-from vllm_idlm.fingerprint import FingerprintError, fingerprint
+from vllm_idlm.fingerprint import FingerprintError, fingerprint, other_base
 from vllm_idlm.settings import adapter_record
 from vllm_idlm.training.config import Config, ConfigError
 from vllm_idlm.training.layout import Sample
@@ -27,17 +27,13 @@ def base(config: Config) -> Base:
             f"mask_token_id: not given, and {config.model!r} is no zoo name that has one. Fix: the id of a token that "
             "the model never writes, such as a reserved special token"
         )
-    made = Base(config.model if entry is None else entry.model, str(folder), mask, _fingerprint(folder, "model"))
+    try:
+        made = Base(config.model if entry is None else entry.model, str(folder), mask, fingerprint(folder))
+    except FingerprintError as error:
+        raise ConfigError(f"model: {error}") from None
     if config.adapter.init and config.form == "gated":
         check_base(adapter_record(config.adapter.start), folder, config.adapter.start)
     return made
-
-
-def _fingerprint(folder: Path, field: str) -> str:
-    try:
-        return fingerprint(folder)
-    except FingerprintError as error:
-        raise ConfigError(f"{field}: {error}") from None
 
 
 def samples(config: Config, tokenizer: Any) -> tuple[list[Sample], list[Sample]]:
@@ -46,17 +42,9 @@ def samples(config: Config, tokenizer: Any) -> tuple[list[Sample], list[Sample]]
     Raises DataError or ConfigError if nothing remains.
     """
     train = data.read(config.data, "train", tokenizer)
-    held = data.read(config.eval_data or _folders(config.data), "eval", tokenizer) if _held(config) else []
+    sources = config.eval_data or [path for path in config.data if Path(path).is_dir()]  # folders have an eval split
+    held = data.read(sources, "eval", tokenizer) if sources else []
     return cut(train, config.max_tokens, "data"), cut(held, config.max_tokens, "eval_data") if held else []
-
-
-def _held(config: Config) -> bool:
-    return bool(config.eval_data or _folders(config.data))
-
-
-def _folders(paths: Sequence[str]) -> list[str]:
-    """The paths that have an eval split of their own: folders."""
-    return [path for path in paths if Path(path).is_dir()]
 
 
 def cut(found: Sequence[Any], max_tokens: int, field: str) -> list[Sample]:
@@ -125,9 +113,12 @@ def for_evaluation(model: str, lora: str | None, mask_token_id: int | None, dtyp
 
 def check_base(record: dict[str, Any], folder: Path, adapter: str) -> None:
     """ConfigError if the adapter's record names another base than the checkpoint in `folder`."""
-    want = record.get("base_fingerprint")
-    if want is not None and (found := _fingerprint(folder, "model")) != want:
+    try:
+        differ = other_base(record, folder)
+    except FingerprintError as error:
+        raise ConfigError(f"model: {error}") from None
+    if differ:
         raise ConfigError(
-            f"{adapter} was trained for {record.get('base')} (fingerprint {want[:12]}), and {folder} is another model "
-            f"(fingerprint {found[:12]}); give that base, or an adapter made for this one"
+            f"{adapter} was trained for {differ[0]}, and {folder} is another model {differ[1]}; give that base, or an "
+            "adapter made for this one"
         )
