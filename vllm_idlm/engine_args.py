@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -112,11 +111,6 @@ def _refuse_unsupported(args: Any, model_config: Any) -> None:
         raise SettingsError(
             f"method isd has no pipeline parallelism yet (pipeline_parallel_size={args.pipeline_parallel_size});"
             " set it to 1 and use tensor_parallel_size"
-        )
-    if os.environ.get("VLLM_USE_V2_MODEL_RUNNER", "") not in ("", "0"):
-        raise SettingsError(
-            "method isd runs on vLLM's Model Runner V1 in this release, and VLLM_USE_V2_MODEL_RUNNER="
-            f"{os.environ['VLLM_USE_V2_MODEL_RUNNER']} asks for V2; unset it or set it to 0"
         )
     if model_config.runner_type != "generate":
         raise SettingsError(f"method isd generates text; this model runs as {model_config.runner_type!r}")

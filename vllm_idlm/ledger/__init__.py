@@ -3,12 +3,12 @@
     python -m vllm_idlm.ledger      # lists them, and says of each whether it fits the installed vLLM
 
 `core` is the mechanism; the siblings hold the entries by what they reach: `config` (settings and the CLI),
-`architectures` (checkpoints that vLLM does not know), `runner` (Model Runner V1), `scheduler`, `lora` and
-`cpu_cache` (the CPU build's).
+`architectures` (checkpoints that vLLM does not know), `runner` and `runner_v2` (Model Runners V1 and V2), `scheduler`,
+`lora` and `cpu_cache` (the CPU build's).
 """
 
 # Importing a file enters its patches.
-from vllm_idlm.ledger import architectures, config, cpu_cache, lora, runner, scheduler  # noqa: F401
+from vllm_idlm.ledger import architectures, config, cpu_cache, lora, runner, runner_v2, scheduler  # noqa: F401
 from vllm_idlm.ledger.core import LedgerError, check, entries, install, require
 
 __all__ = ["LedgerError", "check", "entries", "install", "require"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from vllm_idlm.ledger.core import expect, patch
+from vllm_idlm.ledger.core import expect, expect_source, patch
 
 
 @patch(
@@ -160,3 +160,51 @@ def user_lora_needs_enable_lora(module: ModuleType) -> None:
         return original(self, lora_request)
 
     module.InputProcessor._validate_lora = _validate_lora
+
+
+@patch(
+    "v2-config",
+    "vllm.config.vllm",
+    what="VllmConfig takes ISD's custom_class for what Model Runner V2 and asynchronous scheduling support",
+    why="both are refused to custom_class proposers because V2 cannot build them; ISD brings its own V2 speculator",
+    removed_by="custom_class (or a registry of speculators) in Model Runner V2",
+)
+def v2_config(module: ModuleType) -> None:
+    """Wrap `_get_v2_model_runner_unsupported_features`, and `get_args` while an ISD configuration is checked.
+
+    The check of asynchronous scheduling is inline code that asks `get_args(EagleModelTypes)` for the methods it knows.
+    """
+    config = module.VllmConfig
+    unsupported = expect_source(config, "_get_v2_model_runner_unsupported_features", '"custom_class"')
+    post_init = expect_source(config, "__post_init__", "get_args(EagleModelTypes)", "check_and_update_config(self)")
+    get_args, eagle = expect(module, "get_args"), module.EagleModelTypes
+    checking: list[bool] = []
+
+    @functools.wraps(unsupported)
+    def _get_v2_model_runner_unsupported_features(self):
+        found = unsupported(self)
+        return [f for f in found if f != "speculative method 'custom_class'"] if _isd(self) else found
+
+    @functools.wraps(post_init)
+    def __post_init__(self, *args, **kwargs):  # noqa: N807
+        checking.append(_isd(self) and self.use_v2_model_runner)
+        asked = self.scheduler_config.async_scheduling
+        try:
+            post_init(self, *args, **kwargs)
+        finally:
+            on_v2 = checking.pop()
+        if on_v2 and asked:  # the CPU platform turns it off as of no use, which is no reason to refuse it
+            self.scheduler_config.async_scheduling = True
+
+    def methods(literal):
+        found = get_args(literal)
+        return (*found, "custom_class") if literal is eagle and checking and checking[-1] else found
+
+    config._get_v2_model_runner_unsupported_features = _get_v2_model_runner_unsupported_features
+    config.__post_init__, module.get_args = __post_init__, methods
+
+
+def _isd(vllm_config) -> bool:
+    from vllm_idlm import settings
+
+    return settings.of(vllm_config) is not None

@@ -118,10 +118,14 @@ def gated_lora(module: ModuleType) -> None:
     removed_by="reserved LoRA slots in vLLM's LoRAConfig",
 )
 def draft_lora_through_profiling(module: ModuleType) -> None:
-    """Wrap `maybe_setup_dummy_loras` (from LoRAModelRunnerMixin) in the runner."""
+    """Replace `maybe_setup_dummy_loras` (from LoRAModelRunnerMixin) in the runner."""
+    module.GPUModelRunner.maybe_setup_dummy_loras = keep_draft_lora(module.GPUModelRunner)
+
+
+def keep_draft_lora(runner: type):
+    """The runner class's `maybe_setup_dummy_loras`, around which the draft adapter is taken out and put back."""
     import contextlib
 
-    runner = module.GPUModelRunner
     original = expect(runner, "maybe_setup_dummy_loras", "self", "lora_config", "remove_lora")
 
     @contextlib.contextmanager
@@ -137,7 +141,7 @@ def draft_lora_through_profiling(module: ModuleType) -> None:
             self.lora_manager.remove_all_adapters()
             isd.load_model(None)
 
-    runner.maybe_setup_dummy_loras = maybe_setup_dummy_loras
+    return maybe_setup_dummy_loras
 
 
 @patch(

@@ -27,7 +27,10 @@ def masks_are_no_drafts(module: ModuleType) -> None:
     def update_from_output(self, scheduler_output, model_runner_output):
         if _isd(self):
             slots = scheduler_output.scheduled_spec_decode_tokens
-            scheduler_output.num_invalid_spec_tokens = {r: given.count(-1) for r, given in slots.items()}
+            drafts = getattr(model_runner_output, "isd_drafts", None)  # of Model Runner V2, which alone knows there
+            scheduler_output.num_invalid_spec_tokens = {
+                r: given.count(-1) if drafts is None else len(given) - drafts.get(r, 0) for r, given in slots.items()
+            }
         return update(self, scheduler_output, model_runner_output)
 
     @functools.wraps(stats)

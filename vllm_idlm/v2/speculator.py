@@ -1,0 +1,201 @@
+"""ISD as a speculator of Model Runner V2: what every row of a forward is, and the proposals from its mask rows.
+
+A decode row is always `[x, d1..dk, M, .., M]` with 2(n - 1) slots behind x, so decode batches are uniform; how many of
+the slots hold drafts (k, 0 after a rejection) is known to the device alone. The ledger (`ledger.runner_v2`) calls, each
+step: `begin_step` when the inputs are laid out, (the forward), `ISDRejectionSampler` if there are drafts or masks, and
+vLLM itself calls `propose`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
+
+from vllm_idlm import settings as isd_settings
+from vllm_idlm.engine_args import DRAFT_LORA_ID
+from vllm_idlm.kernels.draft import MaskRows, draft_rows
+from vllm_idlm.kernels.gate import Batch, Gate, gate
+from vllm_idlm.v1.stats import ISDStats
+from vllm_idlm.v2.lora import GatedLoraState, Mapping
+from vllm_idlm.v2.sampler import ISDRejectionSampler
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Step:
+    """One forward of a batch of B requests, by what only the device knows."""
+
+    batch: Any  # vLLM's InputBatch
+    drafts: Tensor  # [B] int32, drafts to verify
+    masks: Tensor  # [B] int32, mask slots behind them
+    position: Tensor  # [B] int64, place in the sequence of the first row that has logits
+    logits: Tensor | None = None  # [rows, V], of the forward; None if it had no slots
+
+
+class ISDSpeculator(BaseSpeculator):
+    """One engine's ISD state on the device. Its attributes are by request slot (R = max_num_seqs)."""
+
+    supports_mm_inputs = False
+
+    def __init__(self, vllm_config: Any, device: torch.device, req_states: Any) -> None:
+        found = isd_settings.of(vllm_config)
+        self.settings: isd_settings.ISDSettings = found
+        self.mask_token_id: int = found.mask_token_id
+        self.device = device
+        self.req_states = req_states
+        slots = vllm_config.scheduler_config.max_num_seqs
+        self.num_drafts = torch.zeros(slots, dtype=torch.int32, device=device)  # of each request's next forward
+        self.proposal = self._reserve(vllm_config, slots)
+        self.draft_logits = None  # vLLM's own cache of q has twice the rows and is not used
+        self.stats = ISDStats()
+        self.step: Step | None = None
+        self.runner: Any = None
+        self.draft_lora: Any = None
+        self._mapping: Mapping | None = None
+        self._unused = torch.empty(0, dtype=torch.int32, device=device)
+
+    def _reserve(self, vllm_config: Any, slots: int) -> Tensor | None:
+        """[R, n - 1, V] for the logits of q, in the model's dtype; allocated before vLLM measures what memory is left."""
+        if self.settings.draft_sampling == "greedy":
+            return None
+        model = vllm_config.model_config
+        kept = torch.zeros(slots, self.settings.masks, model.get_vocab_size(), dtype=model.dtype, device=self.device)
+        log.info(
+            "ISD keeps the proposals of %d requests in %.1f MiB (n=%d, %d logits of %s each)",
+            slots, kept.nbytes / 2**20, self.settings.n, kept.shape[-1], str(model.dtype).removeprefix("torch."),
+        )  # fmt: skip
+        return kept
+
+    def attach(self, runner: Any) -> None:
+        """Take our places in a runner whose model is loaded: its rejection sampler, and its LoRA state if we have one."""
+        self.runner = runner
+        runner.rejection_sampler = ISDRejectionSampler(runner, self)
+        if self.settings.lora is not None:
+            self.load_model(runner.model)
+            runner.lora_state = GatedLoraState(runner.lora_state, self.draft_lora)
+            self._mapping = Mapping(runner.lora_manager._adapter_manager)
+
+    def load_model(self, model: Any) -> None:
+        """Load the gated draft adapter (if any) into vLLM's LoRA slots, for good."""
+        if self.settings.lora is None:
+            return
+        from vllm.lora.request import LoRARequest
+
+        self.draft_lora = LoRARequest("isd-draft", DRAFT_LORA_ID, self.settings.lora)
+        self.runner.add_lora(self.draft_lora)
+        self.runner.pin_lora(DRAFT_LORA_ID)
+
+    def reset_stats(self) -> None:
+        """Start counting anew; a trace that was on stays on."""
+        self.stats = ISDStats(trace=None if self.stats.trace is None else {})
+
+    # -- before the forward
+
+    def begin_step(self, batch: Any) -> None:
+        """Work out what the rows of `batch` (an InputBatch) are, and which adapter each takes."""
+        with self.stats.timed():
+            requests = batch.num_reqs
+            drafts, masks = torch.empty(2, requests, dtype=torch.int32, device=self.device)
+            rows = Batch(
+                batch.query_start_loc[: requests + 1],
+                batch.cu_num_logits,
+                batch.seq_lens[:requests],
+                self.req_states.prefill_len.gpu,
+                batch.idx_mapping,
+                self.num_drafts,
+            )
+            counts = batch.cu_num_logits[1:] - batch.cu_num_logits[:-1]
+            self.step = Step(batch, drafts, masks, (batch.seq_lens[:requests] - counts).long())
+            if self._mapping is None:
+                none = torch.full_like(drafts, -1)
+                tokens = torch.empty(batch.num_tokens, dtype=torch.int32, device=self.device)
+                gate(rows, none, -1, Gate(drafts, masks, tokens, torch.empty_like(tokens)))
+            else:
+                self.step_rows, self.step_gate = rows, (drafts, masks)
+
+    def set_active_loras(self, ids: Any, requests: set[Any]) -> None:
+        """Activate the adapters of this step, and map each row to its own. ids: [B] adapter id of each request."""
+        with self.stats.timed():
+            self.runner.lora_manager._apply_adapters(requests)
+            batch = self.step.batch
+            own = self._mapping.slots(ids, self.device)
+            tokens, rows = self._mapping.begin(batch.num_tokens, int(batch.cu_num_logits_np[-1]))
+            gate(self.step_rows, own, self._mapping.slot_of(DRAFT_LORA_ID), Gate(*self.step_gate, tokens, rows))
+            self._mapping.finish(batch.num_tokens, int(batch.cu_num_logits_np[-1]))
+
+    # -- after the sampler
+
+    @torch.inference_mode()
+    def propose(
+        self,
+        input_batch: Any,
+        attn_metadata: Any,
+        slot_mappings: Any,
+        last_hidden_states: Tensor,
+        aux_hidden_states: Any,
+        num_sampled: Tensor,
+        num_rejected: Tensor,
+        last_sampled: Tensor,
+        next_prefill_tokens: Tensor,
+        temperature: Tensor,
+        seeds: Tensor,
+        dp_sync_state: Any = None,
+        dummy_run: bool = False,
+        skip_attn_for_dummy_run: bool = False,
+        mm_inputs: Any = None,
+        is_profile: bool = False,
+        num_speculative_tokens: int | None = None,
+    ) -> Tensor:
+        """The next slots of each request, [B, 2(n - 1)] int64: drafts drawn at this forward's mask rows, then masks.
+
+        num_sampled: [B], tokens that this forward emitted. Drafts are drawn where it accepted all of its own.
+        num_speculative_tokens: slots that the next forward will have (less than all under a schedule).
+        """
+        slots = torch.full(
+            (input_batch.num_reqs, self.settings.slots), self.mask_token_id, dtype=torch.int64, device=self.device
+        )
+        step, self.step = self.step, None
+        if dummy_run or step is None:
+            return slots
+        with self.stats.timed():
+            self.stats.steps += 1
+            most = self.settings.masks
+            if num_speculative_tokens is not None:
+                most = min(most, num_speculative_tokens // 2)
+            count = torch.zeros_like(step.drafts)
+            if step.logits is not None and most > 0:
+                all_accepted = num_sampled == step.drafts + 1
+                count = torch.where(all_accepted, step.masks.clamp(max=most), 0)
+                self._draw(step, count, temperature, seeds, slots)
+            self.num_drafts[input_batch.idx_mapping] = count
+        return slots
+
+    def _draw(self, step: Step, count: Tensor, temperature: Tensor, seeds: Tensor, slots: Tensor) -> None:
+        behind = step.drafts + 1
+        drafts = torch.empty(len(count), self.settings.masks, dtype=torch.int64, device=self.device)
+        rows = MaskRows(
+            step.logits,
+            step.batch.cu_num_logits[:-1] + behind,
+            count,
+            step.position + behind,
+            step.batch.idx_mapping,
+            temperature,
+            seeds,
+            self.mask_token_id,
+        )
+        draft_rows(rows, drafts, self.proposal)
+        slots[:, : self.settings.masks] = drafts
+
+    # -- ISD has no model of its own to capture
+
+    def init_cudagraph_manager(self, cudagraph_mode: Any) -> None:
+        """Nothing: the drafts come out of the target's own graph."""
+
+    def capture(self) -> None:
+        """Nothing, likewise."""
