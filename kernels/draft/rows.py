@@ -34,7 +34,7 @@ def draft_rows(rows: MaskRows, drafts: Tensor, proposal: Tensor | None) -> None:
     proposal: [R, m, V] in the logits' dtype; the rows that sampled requests drew from are kept there, before
     temperature and without the mask token, for verification. None: drafts are argmaxes, and nothing is kept.
     """
-    batch, most = drafts.shape
+    most = drafts.shape[1]
     drafts.fill_(rows.mask_token_id)
     index = torch.arange(rows.logits.shape[-1], device=rows.logits.device)
     temperature = rows.temperature[rows.slot].unsqueeze(1)

@@ -1,4 +1,4 @@
-"""`draft_rows` in Triton: one launch over the mask rows' logits, which are read once, and one that picks the winners."""
+"""`draft_rows` in Triton: one launch over the mask rows' logits, each read once, and one that picks the winners."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`verify_rows` in Triton: three launches, one pass over each verified row and a second one over the row emitted from.
+"""`verify_rows` in Triton: three launches, one pass over each verified row, a second one over the row emitted from.
 
-1. `_row_stats`: per row and vocabulary block the maximum, its index and the sum of exponentials of p, and of q likewise;
+1. `_row_stats`: per row and vocabulary block the maximum, its index and the sum of exponentials of p, and of q too;
 2. `_race`: every program of a request adds up those few numbers, decides acceptance (the same in each), and runs its
    block of the race of exponentials over what is left of the one row that the request emits from;
 3. `_finish`: the winner of the race; tokens in line.
@@ -95,7 +95,7 @@ def _row_stats(
     tl.store(p_best + out, block * BLOCK + best)
     if temperature != 0.0:
         tl.store(p_sum + out, _sum_of_exponentials(x, maximum))
-        if HAS_PROPOSAL:
+        if HAS_PROPOSAL:  # noqa: SIM102 (this one is decided when the kernel is compiled)
             if place < drafts:
                 y = _load_proposal(
                     proposal, proposal_stride_slot, proposal_stride_place, slot, place, column, mask, temperature

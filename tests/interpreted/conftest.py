@@ -29,3 +29,27 @@ class _InterpreterBackend:
 
 
 backends["cpu"] = _InterpreterBackend
+
+
+def _log1p(x, *args, **kwargs):
+    """What the interpreter lacks: libdevice's log1p, which vLLM's own sampler draws its noise with."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    return tl.tensor(TensorHandle(np.log1p(x.handle.data), x.handle.dtype), x.type)
+
+
+from triton.language.extra import libdevice  # noqa: E402
+
+libdevice.log1p = _log1p
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _top_k_top_p_in_torch():
+    """vLLM's Triton kernel for top-k and top-p does not run under the interpreter; its own torch form does."""
+    from vllm.v1.sample.ops import topk_topp_sampler as ops
+
+    ops.apply_top_k_top_p_triton = ops.apply_top_k_top_p_pytorch

@@ -118,7 +118,7 @@ class ISDRejectionSampler:
     def _process(
         self, logits: Tensor, batch: Any, verified: _Verified, chosen: np.ndarray
     ) -> tuple[Tensor | None, Tensor | None]:
-        """vLLM's processing on the verified rows of the requests `chosen`, and where each request's rows begin in it."""
+        """vLLM's processing on the verified rows of the requests `chosen`, and where each one's rows begin in it."""
         if not len(chosen):
             return None, None
         device = logits.device

@@ -61,7 +61,7 @@ class ISDSpeculator(BaseSpeculator):
         self._unused = torch.empty(0, dtype=torch.int32, device=device)
 
     def _reserve(self, vllm_config: Any, slots: int) -> Tensor | None:
-        """[R, n - 1, V] for the logits of q, in the model's dtype; allocated before vLLM measures what memory is left."""
+        """[R, n - 1, V] for the logits of q in the model's dtype, reserved before vLLM measures what memory is left."""
         if self.settings.draft_sampling == "greedy":
             return None
         model = vllm_config.model_config
@@ -73,7 +73,7 @@ class ISDSpeculator(BaseSpeculator):
         return kept
 
     def attach(self, runner: Any) -> None:
-        """Take our places in a runner whose model is loaded: its rejection sampler, and its LoRA state if we have one."""
+        """Take our places in a runner whose model is loaded: its rejection sampler's, and its LoRA state's."""
         self.runner = runner
         runner.rejection_sampler = ISDRejectionSampler(runner, self)
         if self.settings.lora is not None:

@@ -1,0 +1,253 @@
+"""ISD in Model Runner V2 on a tiny model: each forward is the reference's, no event of service changes a token."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from vllm_idlm.proposers.reference import GatedLoRA, decode
+
+from tests import tiny
+from tests.engines import engine, isd, proposer, stats, tokens
+
+pytestmark = pytest.mark.vllm
+PROMPTS = [[3, 7, 11, 2], [5, 5, 9], [1, 2, 3, 4, 5, 6, 7, 8], [13], [40, 2, 40, 2, 40]]
+OPTIONS = {"skip_tokenizer_init": True, "max_model_len": 128, "max_num_seqs": 3, "max_num_batched_tokens": 256}
+MASK = 1
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("v2")
+    model = tiny.write_tiny(root / "model", vocab=48)
+    return str(model), str(tiny.write_adapter(root / "draft", model, scale=0.5))
+
+
+def start(folders, gated, n=4, **options):
+    """An engine on V2 with asynchronous scheduling."""
+    settings = {"mask_token_id": MASK, **({"lora": folders[1]} if gated else {})}
+    config = isd(n, **settings, **options.pop("settings", {}))
+    return engine(folders[0], **OPTIONS | {"speculative_config": config, "async_scheduling": True, **options})
+
+
+def plain(folders, **options):
+    """An engine on V2 without ISD."""
+    return engine(folders[0], **{**OPTIONS, **options})
+
+
+def ask(llm, prompts, length=40, each=None):
+    """Greedy answers of `length` tokens; each: options of each request."""
+    from vllm import SamplingParams, TokensPrompt
+
+    common = {"temperature": 0, "max_tokens": length, "ignore_eos": True, "detokenize": False}
+    params = [SamplingParams(**{**common, **options}) for options in each or [{}] * len(prompts)]
+    return llm.generate([TokensPrompt(prompt_token_ids=p) for p in prompts], params, use_tqdm=False)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["full", "gated"])
+@pytest.mark.parametrize("n", [2, 4])
+def test_each_forward_equals_the_reference(folders, n, gated):
+    """Drafts, accepted and emitted tokens, forward by forward, as far as V1 does not cut rows near the end."""
+    llm = start(folders, gated, n)
+    config = llm.llm_engine.vllm_config
+    assert config.use_v2_model_runner
+    assert config.scheduler_config.async_scheduling
+    llm.collective_rpc("isd_trace", args=(True,))
+    stats(llm)
+    outputs = ask(llm, PROMPTS)
+    trace = stats(llm)["trace"]
+    model = tiny.load_tiny(folders[0])
+    lora = GatedLoRA(model, folders[1]) if gated else None
+    accepted = 0
+    for output, prompt in zip(outputs, PROMPTS, strict=True):
+        want = decode(model, prompt, n=n, mask_token_id=MASK, max_tokens=40, lora=lora)
+        got = next(t for request, t in trace.items() if request.split("-")[0] == output.request_id)
+        assert list(output.outputs[0].token_ids) == want.tokens
+        emitted = 1
+        for ours, theirs in zip(got, want.forwards, strict=False):
+            if emitted + 2 * n > 40:
+                break
+            assert ours["drafts"] == list(theirs.drafts)
+            assert ours["tokens"] == list(theirs.emitted)
+            assert len(ours["drafts"]) + ours["masks"] == 2 * (n - 1)
+            emitted += len(ours["tokens"])
+            accepted += theirs.accepted
+    assert accepted > 0, "no draft was ever accepted: the comparison saw one half of the algorithm"
+
+
+CASES = [
+    {},
+    {"repetition_penalty": 1.4},
+    {"presence_penalty": 1.2, "frequency_penalty": 0.7},
+    {"logit_bias": {7: 4.0, 9: -50.0}},
+    {"allowed_token_ids": list(range(3, 20))},
+    {"min_tokens": 9, "stop_token_ids": [32, 2, 36], "ignore_eos": False},
+    {"temperature": 1.0, "top_k": 1},
+    {"temperature": 1.3, "top_k": 1, "seed": 7, "repetition_penalty": 1.2},
+    {"logit_bias": {MASK: 100.0}},
+    {"min_p": 0.2},
+    {"logprobs": 3},
+    {"logprobs": 0, "repetition_penalty": 1.3},
+]
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["full", "gated"])
+def test_options_beside_each_other(folders, gated):
+    """Requests with and without options in one batch: vLLM's processing on some rows, raw logits on the others."""
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(len(CASES))]
+    want = ask(plain(folders), prompts, 24, CASES)
+    got = ask(start(folders, gated), prompts, 24, CASES)
+    assert tokens(got) == tokens(want)
+    for ours, theirs in zip(got, want, strict=True):
+        _same_logprobs(ours.outputs[0].logprobs, theirs.outputs[0].logprobs)
+
+
+def _same_logprobs(ours, theirs):
+    assert (ours is None) == (theirs is None)
+    for a, b in zip(ours or [], theirs or [], strict=True):
+        assert list(a) == list(b)
+        assert np.allclose([x.logprob for x in a.values()], [x.logprob for x in b.values()], atol=1e-4)
+
+
+def test_processed_logprobs(folders):
+    options = {"logprobs_mode": "processed_logprobs"}
+    cases = [{"logprobs": 2, "repetition_penalty": 1.3}, {"logprobs": 2}, {}]
+    want = ask(plain(folders, **options), PROMPTS[:3], 12, cases)
+    got = ask(start(folders, True, **options), PROMPTS[:3], 12, cases)
+    assert tokens(got) == tokens(want)
+    for ours, theirs in zip(got, want, strict=True):
+        _same_logprobs(ours.outputs[0].logprobs, theirs.outputs[0].logprobs)
+
+
+def test_preemption(folders):
+    """A KV cache too small for the batch: requests are preempted and resumed, also with a step in flight."""
+    prompts = [p * 3 for p in PROMPTS]
+    want = tokens(ask(plain(folders), prompts, 90))
+    small = {"num_gpu_blocks_override": 8, "block_size": 32, "enable_prefix_caching": False}
+    llm = start(folders, True, disable_log_stats=False, **small)
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    preempted, original = [], scheduler._preempt_request
+
+    def preempt(request, *args, **kwargs):
+        preempted.append(request.request_id)
+        return original(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    assert tokens(ask(llm, prompts, 90)) == want
+    assert preempted, "the KV cache was large enough: nothing was preempted"
+
+
+def test_chunked_prompts_and_cut_rows(folders):
+    """A token budget that cuts prompts and, with three requests of seven rows, rows."""
+    prompts = [p * 4 for p in PROMPTS]
+    want = tokens(ask(plain(folders), prompts, 16))
+    llm = start(folders, False, max_num_batched_tokens=16, enable_prefix_caching=False)
+    assert tokens(ask(llm, prompts, 16)) == want
+
+
+def test_edge_of_the_model_length(folders):
+    """Rows that would reach over max_model_len."""
+    short = {"max_model_len": 48}
+    want = tokens(ask(plain(folders, **short), PROMPTS, 60))
+    assert tokens(ask(start(folders, True, **short), PROMPTS, 60)) == want
+
+
+def test_prefix_cache(folders):
+    """Blocks filled by ISD's forwards serve later requests: no mask's keys or rejected draft's keys are among them."""
+    prompts = [p * 10 for p in PROMPTS]
+    want = tokens(ask(plain(folders), prompts, 40))
+    llm = start(folders, True, block_size=32)
+    first = ask(llm, prompts, 40)
+    longer = [p + list(o.outputs[0].token_ids)[:20] for p, o in zip(prompts, first, strict=True)]
+    again = ask(llm, longer, 20)
+    assert tokens(first) == want
+    assert [t[0] for t in tokens(again)] == [t[0][20:] for t in want]
+    assert any(o.num_cached_tokens for o in again), "nothing came out of the prefix cache"
+
+
+def test_user_adapters(folders, tmp_path):
+    """A request with its own adapter: clean rows use that, mask rows the draft adapter."""
+    from vllm import SamplingParams, TokensPrompt
+    from vllm.lora.request import LoRARequest
+
+    path = folders[0]
+    own = str(tiny.write_adapter(tmp_path / "own", path, seed=9, scale=1.0))
+    users = {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}
+    request = LoRARequest("own", 1, own)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True, detokenize=False)
+    prompts = [TokensPrompt(prompt_token_ids=p) for p in PROMPTS[:4]]
+    # vLLM's own CPU LoRA is wrong in batches that mix requests with and without an adapter: references apart.
+    with_own = tokens(plain(folders, **users).generate(prompts, params, lora_request=request, use_tqdm=False))
+    without = tokens(ask(plain(folders), PROMPTS[:4], 20))
+    llm = start(folders, True, **users)
+    got = tokens(llm.generate(prompts, params, lora_request=[request, None, request, None], use_tqdm=False))
+    assert got == [with_own[0], without[1], with_own[2], without[3]]
+    assert with_own[0] != without[0], "the user's adapter changed nothing"
+
+
+def test_counters(folders):
+    """vLLM's own counters see real drafts only; a cold forward is none."""
+    llm = start(folders, True, disable_log_stats=False)
+    stats(llm)
+    before = _counters(llm)
+    ask(llm, PROMPTS[:3], 30)
+    counted, ours = _counters(llm), stats(llm)
+    drafts = counted["vllm:spec_decode_num_draft_tokens"] - before["vllm:spec_decode_num_draft_tokens"]
+    accepted = counted["vllm:spec_decode_num_accepted_tokens"] - before["vllm:spec_decode_num_accepted_tokens"]
+    # Ours also counts the forwards that were in flight when their request had ended; vLLM drops those.
+    slack = 3 * 3
+    assert 0 < drafts <= sum(ours["drafted_per_position"]) <= drafts + slack
+    assert accepted <= sum(ours["accepted_per_position"]) <= accepted + slack
+    assert drafts < 3 * ours["forwards"], "cold forwards were counted"
+
+
+def _counters(llm):
+    return {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
+
+
+def test_proposals_are_reserved_at_start(folders):
+    """n - 1 rows a request, before vLLM measures memory; none where drafts are argmaxes."""
+    kept = proposer(start(folders, False)).proposal
+    assert kept.shape == (OPTIONS["max_num_seqs"], 3, 48)
+    assert proposer(start(folders, False, settings={"draft_sampling": "greedy"})).proposal is None
+
+
+def test_no_step_waits_for_the_device(folders, monkeypatch):
+    """No `.item()`, `.tolist()`, `.cpu()`, `.numpy()` or truth value of a tensor in our step code (kernels apart)."""
+    llm = start(folders, True)
+    ask(llm, PROMPTS[:3], 8)
+    package = str(Path(sys.modules["vllm_idlm"].__file__).parent)
+    roots = (package, str(Path(sys.modules["vllm_idlm.kernels.gate"].__file__).parents[1]))
+    seen = []
+
+    def guard(name):
+        original = getattr(torch.Tensor, name)
+
+        def checked(self, *args, **kwargs):
+            for frame in reversed(traceback.extract_stack()[:-1]):
+                if "/triton/runtime/" in frame.filename:
+                    break  # inside the interpreter
+                if frame.filename.startswith(roots):
+                    # Behind vLLM's own wait, or a tensor that vLLM keeps on the host.
+                    host = frame.filename.endswith("v2/output.py") or "seq_lens_cpu_upper_bound" in frame.line
+                    if not host:
+                        seen.append(f"{name} in {frame.filename}:{frame.lineno}")
+                    break
+                if "/vllm/" in frame.filename:
+                    break
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, checked)
+
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero"):
+        guard(name)
+    exec(compile("t.item()", f"{package}/v2/made_up.py", "exec"), {"t": torch.tensor(1)})
+    assert seen == [f"item in {package}/v2/made_up.py:1"], "the check cannot fail"
+    seen.clear()
+    options = [{"temperature": 0.8, "seed": 3}, {"repetition_penalty": 1.2, "logprobs": 2}, {"temperature": 1.0}]
+    ask(llm, PROMPTS[:3], 12, options)
+    assert seen == []
