@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint wheel clean
+.PHONY: help setup demo test test-v1 test-v2 test-slow lint wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -15,10 +15,18 @@ demo: setup  ## plain and strided decoding of the embedded model, side by side
 	@$(BIN)/idlm demo
 
 test: setup  ## unit and integration tests on real vLLM (CPU), under 25 minutes on 2 cores
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(MAKE) --no-print-directory -j2 --output-sync=target test-v1 test-v2
+
+# One core each. V2 and the Triton kernels run under Triton's interpreter, in a process of their own.
+test-v1:
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+
+test-v2:
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" tests/interpreted
 
 test-slow: setup  ## the long tests: large samples, many prompts
 	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow tests/interpreted
 
 lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check .

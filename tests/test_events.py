@@ -173,3 +173,25 @@ def test_seeds_reproduce_whatever_the_company(smol, adapter):
     assert together == alone
     assert tokens(_chat(chunked, prompt, seeded)) == alone
     assert tokens(_chat(llm, prompt, _params(24, temperature=0.9, seed=6))) != alone
+
+
+def test_schedule_and_opt_out(smol, adapter):
+    """A stride that falls with the number of requests, down to plain decoding, and a request that wants no ISD."""
+    from vllm import SamplingParams
+
+    prompts = _prompts(5, words=0)
+    params = [SamplingParams(temperature=0, max_tokens=12 + 9 * i) for i in range(5)]
+    params[4].extra_args = {"isd": "off"}
+    want = tokens(_chat(engine(smol), prompts, params))
+    config = isd(4, mask_token_id=MASK, lora=adapter, schedule=[[1, 2, 4], [3, 4, 2], [5, None, 1]])
+    llm = engine(smol, speculative_config=config)
+    llm.collective_rpc("isd_trace", args=(True,))
+    stats(llm)
+    outputs = _chat(llm, prompts, params)
+    assert tokens(outputs) == want
+    trace = {request.split("-")[0]: forwards for request, forwards in stats(llm)["trace"].items()}
+    llm.collective_rpc("isd_trace", args=(False,))
+    opted_out, other = trace[outputs[4].request_id], trace[outputs[3].request_id]
+    assert all(not f["drafts"] and not f["masks"] for f in opted_out)
+    assert {f["masks"] for f in other} >= {0, 1, 3}, "the schedule's three strides were not all seen"
+    assert max(len(f["drafts"]) for f in other) == 3

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from vllm_idlm.settings import ISDSettings, SettingsError, complete, parse
+from vllm_idlm.settings import ISDSettings, SettingsError, complete, parse, wants_isd
 
 
 @pytest.mark.parametrize(
@@ -133,9 +133,10 @@ def test_the_default_budget_holds_every_row(smol):
         _config("smollm2-135m-risd", speculative_config={"method": "isd", "n": 4}, **limits)
 
 
-def test_model_runner_v2_is_refused_by_name(tiny_model, monkeypatch):
+def test_model_runner_v2_needs_triton(tiny_model, monkeypatch):
+    """What vLLM itself says here; tests/interpreted has what runs with Triton."""
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(ValueError, match="Model Runner V1"):
+    with pytest.raises(ValueError, match="requires Triton"):
         _config(tiny_model, speculative_config={"method": "isd", "mask_token_id": 1}, **BASE)
 
 
@@ -144,3 +145,36 @@ def test_an_adapter_without_safetensors_is_refused(tiny_model, tmp_path):
     (tmp_path / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="safetensors only"):
         _config(tiny_model, speculative_config={"method": "isd", "mask_token_id": 1, "lora": str(tmp_path)}, **BASE)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "says"),
+    [
+        ([[2, None, 4]], "must begin at 1"),
+        ([[1, 8, 4], [10, None, 2]], "must begin at 9"),
+        ([[1, 8, 4]], "null"),
+        ([[1, 8, 5], [9, None, 1]], "between 1 and n=4"),
+        ([[1, None, 4], [9, None, 1]], "comes last"),
+        ([[1, 8]], r"\[first, last, stride\]"),
+    ],
+)
+def test_schedule_is_checked(schedule, says):
+    with pytest.raises(SettingsError, match=says):
+        parse({"method": "isd", "n": 4, "schedule": schedule})
+
+
+def test_stride_by_schedule():
+    found = parse({"method": "isd", "n": 4, "schedule": [[1, 16, 4], [17, 64, 3], [65, None, 1]]})
+    assert [found.stride(b) for b in (1, 16, 17, 64, 65, 5000)] == [4, 4, 3, 3, 1, 1]
+    assert parse({"method": "isd", "n": 4}).stride(300) == 4
+
+
+def test_a_request_may_opt_out():
+    from vllm import SamplingParams
+
+    assert wants_isd(SamplingParams())
+    assert wants_isd(SamplingParams(extra_args={"isd": "on"}))
+    assert not wants_isd(SamplingParams(extra_args={"isd": "off"}))
+    assert not wants_isd(SamplingParams(extra_args={"isd": False}))
+    with pytest.raises(ValueError, match="allowed are true"):
+        wants_isd(SamplingParams(extra_args={"isd": "perhaps"}))

@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_idlm import ledger
 from vllm_idlm.fingerprint import FingerprintError, other_base
-from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, parse
+from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, of, parse
 
 PROPOSER = "vllm_idlm.v1.proposer.ISDProposer"
 WORKER_EXTENSION = "vllm_idlm.v1.worker.ISDWorkerExtension"
@@ -218,6 +218,32 @@ def fit_rows(args: Any, given_budget: int | None) -> None:
             f"{row} rows each (isd, n={(row + 1) // 2}, LoRA): allowed is at least {need}. Raise it, or lower "
             "max_num_seqs or n"
         )
+
+
+def fit_v2(config: Any) -> None:
+    """What a VllmConfig with ISD on Model Runner V2 needs before vLLM checks it: the schedule in vLLM's own terms.
+
+    Raises SettingsError for features of vLLM whose code does not go through ISD's rejection sampler there.
+    """
+    found = {
+        "parallel_config.enable_batch_sharded_sampling": config.parallel_config.enable_batch_sharded_sampling,
+        "watermark_config": config.watermark_config,
+        "model_config.return_sampling_mask": config.model_config.return_sampling_mask,
+        "model_config.enable_trace_replay": config.model_config.enable_trace_replay,
+        "lora_config.specialize_active_lora": config.lora_config and config.lora_config.specialize_active_lora,
+    }
+    for name, value in found.items():
+        if value:
+            raise SettingsError(
+                f"method isd on Model Runner V2 does not run with {name}={value!r} yet: leave it out, or set "
+                "VLLM_USE_V2_MODEL_RUNNER=0 where Model Runner V1 takes it"
+            )
+    settings = of(config)
+    if settings.schedule:
+        config.speculative_config.num_speculative_tokens_per_batch_size = [
+            (first, last or max(first, config.scheduler_config.max_num_seqs), 2 * (stride - 1))
+            for first, last, stride in settings.schedule
+        ]
 
 
 def _packed(modules: list[str]) -> list[str]:

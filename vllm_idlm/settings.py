@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 METHOD = "isd"
 KEY = "isd"  # the key of our settings in VllmConfig.additional_config
@@ -57,6 +57,35 @@ class ISDSettings(BaseModel):
     verify: Literal["standard"] = Field(
         "standard", description="Verification rule: standard speculative sampling (exact)."
     )
+    schedule: list[list[int | None]] | None = Field(
+        None,
+        description="Stride by the number of requests in a forward, as [first, last, stride] in order, the last with "
+        "null for no end: [[1, 16, 4], [17, 64, 3], [65, null, 1]]. Stride 1 is plain decoding. Default: always n.",
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule_has_no_gaps(cls, schedule: list | None, info: ValidationInfo) -> list | None:
+        expected, n = 1, info.data.get("n", 16)
+        for entry in schedule or []:
+            if len(entry) != 3 or entry[0] is None or entry[2] is None:
+                raise ValueError(f"{entry} is no [first, last, stride]")
+            first, last, stride = entry
+            if expected is None or first != expected or (last is not None and last < first):
+                raise ValueError(f"{entry} must begin at {expected or 'nothing: an entry without end comes last'}")
+            if not 1 <= stride <= n:
+                raise ValueError(f"stride {stride} in {entry} must be between 1 and n={n}")
+            expected = None if last is None else last + 1
+        if schedule is not None and expected is not None:
+            raise ValueError("the last entry must have null for its end")
+        return schedule
+
+    def stride(self, requests: int) -> int:
+        """The stride of a forward with that many requests."""
+        for first, last, stride in self.schedule or []:
+            if first <= requests and (last is None or requests <= last):
+                return stride
+        return self.n
 
     @property
     def masks(self) -> int:
@@ -106,6 +135,18 @@ def of(vllm_config: Any) -> ISDSettings | None:
     """The ISD settings of a running engine, or None where it runs without ISD."""
     extra = getattr(vllm_config, "additional_config", None)
     return ISDSettings(**extra[KEY]) if isinstance(extra, dict) and KEY in extra else None
+
+
+def wants_isd(params: Any) -> bool:
+    """Whether a request's SamplingParams let it be decoded by ISD: `extra_args={"isd": False}` opts out.
+
+    Over HTTP that is `"vllm_xargs": {"isd": "off"}`. Raises ValueError for any other value.
+    """
+    asked = (getattr(params, "extra_args", None) or {}).get(KEY, True)
+    for values, meaning in (((True, "on", "true", 1), True), ((False, "off", "false", 0), False)):
+        if asked in values:
+            return meaning
+    raise ValueError(f'the request\'s extra argument "isd" is {asked!r}: allowed are true or "on", and false or "off"')
 
 
 def adapter_record(lora: str) -> dict[str, Any]:

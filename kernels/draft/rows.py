@@ -46,6 +46,8 @@ def draft_rows(rows: MaskRows, drafts: Tensor, proposal: Tensor | None) -> None:
         if proposal is not None:
             kept = (live & (temperature.squeeze(1) != 0)).nonzero().squeeze(1)
             proposal[rows.slot[kept], place] = logits[kept].to(proposal.dtype)
+            # The draft must come from the very q that is kept, so from its logits as they are rounded there.
+            score = torch.where(temperature == 0, score, score.to(proposal.dtype).float())
             places = (rows.position + place).unsqueeze(1)
             race = noise.exponential(rows.seed[rows.slot].unsqueeze(1), index, places, DRAFT).log()
             score = torch.where(temperature == 0, score, score / torch.where(temperature == 0, 1, temperature) - race)

@@ -48,7 +48,9 @@ def _race(
         temperature = tl.load(temperatures + slot)
         if temperature != 0.0:
             kept = proposal + slot * proposal_stride_slot + place * proposal_stride_place + column
-            tl.store(kept, x, mask=mask)
+            tl.store(kept, x.to(proposal.dtype.element_ty), mask=mask)
+            # The draft must come from the very q that is kept, so from its logits as they are rounded there.
+            score = tl.where(x == x, x, float("-inf")).to(proposal.dtype.element_ty).to(tl.float32)
             position = tl.load(positions + request) + place
             score = score / temperature - noise.log_exponential(tl.load(seeds + slot), column, position, _DRAFT)
             score = tl.where(mask, score, float("-inf"))

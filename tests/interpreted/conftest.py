@@ -53,3 +53,23 @@ def _top_k_top_p_in_torch():
     from vllm.v1.sample.ops import topk_topp_sampler as ops
 
     ops.apply_top_k_top_p_triton = ops.apply_top_k_top_p_pytorch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grammar_bitmask_in_numpy():
+    """Nor does its kernel that applies a grammar's bitmask (the interpreter refuses a dtype): the same in numpy."""
+    import numpy as np
+    import torch
+    from vllm.v1.worker.gpu import structured_outputs as module
+
+    def apply_grammar_bitmask(self, logits, input_batch, grammar_req_ids, grammar_bitmask):
+        starts = input_batch.cu_num_logits_np
+        layout = starts, input_batch.num_draft_tokens_per_req, self.num_bonus_tokens, self.mask_stride
+        mapping = module._build_grammar_mapping(input_batch.req_ids, grammar_req_ids, *layout)
+        for bits, entry in zip(grammar_bitmask, mapping, strict=True):
+            request, place = divmod(entry, self.mask_stride)
+            if place < starts[request + 1] - starts[request]:
+                allowed = np.unpackbits(bits.view(np.uint8), bitorder="little")[: logits.shape[1]]
+                logits[starts[request] + place, torch.from_numpy(allowed == 0)] = float("-inf")
+
+    module.StructuredOutputsWorker.apply_grammar_bitmask = apply_grammar_bitmask

@@ -251,3 +251,29 @@ def test_no_step_waits_for_the_device(folders, monkeypatch):
     options = [{"temperature": 0.8, "seed": 3}, {"repetition_penalty": 1.2, "logprobs": 2}, {"temperature": 1.0}]
     ask(llm, PROMPTS[:3], 12, options)
     assert seen == []
+
+
+def test_schedule_and_opt_out(folders):
+    """A stride that falls with the number of requests, down to plain decoding, and a request that wants no ISD."""
+    lengths = (12, 24, 40)
+    each = [{"max_tokens": length} for length in lengths]
+    each[1]["extra_args"] = {"isd": "off"}
+    want = tokens(ask(plain(folders), PROMPTS[:3], each=each))
+    llm = start(folders, True, settings={"schedule": [[1, 1, 4], [2, 2, 2], [3, None, 1]]})
+    llm.collective_rpc("isd_trace", args=(True,))
+    stats(llm)
+    outputs = ask(llm, PROMPTS[:3], each=each)
+    assert tokens(outputs) == want
+    trace = {request.split("-")[0]: forwards for request, forwards in stats(llm)["trace"].items()}
+    opted_out, other = trace[outputs[1].request_id], trace[outputs[2].request_id]
+    assert all(not f["drafts"] and not f["masks"] for f in opted_out)
+    assert {len(f["drafts"]) + f["masks"] for f in other} == {0, 2, 6}
+
+
+def test_what_v2_refuses(folders):
+    from vllm import EngineArgs
+
+    config = isd(4, mask_token_id=MASK)
+    args = EngineArgs(folders[0], speculative_config=config, skip_tokenizer_init=True, enable_trace_replay=True)
+    with pytest.raises(ValueError, match="VLLM_USE_V2_MODEL_RUNNER=0"):
+        args.create_engine_config()

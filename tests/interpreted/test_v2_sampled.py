@@ -26,8 +26,18 @@ def folders(tmp_path_factory):
     return str(model), str(tiny.write_adapter(root / "draft", model, scale=0.5))
 
 
-@pytest.mark.parametrize("drafts", ["probabilistic", "greedy"])
-@pytest.mark.parametrize("options", ["t=0.7", "top-p", "penalties"])
+@pytest.mark.parametrize(
+    ("options", "drafts"),
+    [
+        ("t=0.7", "probabilistic"),
+        ("penalties", "greedy"),
+        *(
+            pytest.param(o, "probabilistic", marks=pytest.mark.slow)
+            for o in ("t=1", "top-k", "top-p", "min-p", "penalties")
+        ),
+        *(pytest.param(o, "greedy", marks=pytest.mark.slow) for o in ("t=0.7", "top-p")),
+    ],
+)
 def test_next_tokens(folders, options, drafts):
     """Every token from the third on (the first that a draft can be), given the answer before it."""
     from vllm import SamplingParams, TokensPrompt

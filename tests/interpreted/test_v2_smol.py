@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct in Model Runner V2: greedy text equal to V1's and to plain decoding's, a grammar in the batch."""
+"""SmolLM2-135M-Instruct in Model Runner V2: greedy text equal to V1's and to plain decoding's, also under a grammar."""
 
 from __future__ import annotations
 

@@ -139,13 +139,14 @@ def min_p_and_logit_bias(module: ModuleType) -> None:
 @patch(
     "user-lora-needs-enable-lora",
     "vllm.v1.engine.input_processor",
-    what="InputProcessor refuses a request's adapter when LoRA is on for the draft adapter alone",
+    what="InputProcessor refuses a request's adapter when LoRA is on for the draft adapter alone, and odd ISD options",
     why="with R-ISD vLLM's LoRA is on although the user did not enable it, and no slot is left for a request's adapter",
     removed_by="adapters of vLLM's own that are not requests' (a reserved LoRA slot)",
 )
 def user_lora_needs_enable_lora(module: ModuleType) -> None:
-    """Wrap `InputProcessor._validate_lora`."""
+    """Wrap `InputProcessor._validate_lora` and `_validate_params`."""
     original = expect(module.InputProcessor, "_validate_lora", "self", "lora_request")
+    params = expect(module.InputProcessor, "_validate_params", "self", "params")
 
     @functools.wraps(original)
     def _validate_lora(self, lora_request):
@@ -159,7 +160,16 @@ def user_lora_needs_enable_lora(module: ModuleType) -> None:
             )
         return original(self, lora_request)
 
+    @functools.wraps(params)
+    def _validate_params(self, params_, *args, **kwargs):
+        from vllm_idlm.settings import wants_isd
+
+        if _isd(self.vllm_config):
+            wants_isd(params_)
+        return params(self, params_, *args, **kwargs)
+
     module.InputProcessor._validate_lora = _validate_lora
+    module.InputProcessor._validate_params = _validate_params
 
 
 @patch(
@@ -188,6 +198,10 @@ def v2_config(module: ModuleType) -> None:
     @functools.wraps(post_init)
     def __post_init__(self, *args, **kwargs):  # noqa: N807
         checking.append(_isd(self) and self.use_v2_model_runner)
+        if checking[-1]:
+            from vllm_idlm.engine_args import fit_v2
+
+            fit_v2(self)
         asked = self.scheduler_config.async_scheduling
         try:
             post_init(self, *args, **kwargs)

@@ -6,6 +6,7 @@ import functools
 from types import ModuleType
 
 from vllm_idlm.ledger.core import expect, expect_source, patch
+from vllm_idlm.settings import wants_isd
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 
@@ -74,6 +75,32 @@ def draft_lora_slot(module: ModuleType) -> None:
 
 
 @patch(
+    "requests-may-opt-out",
+    "vllm.v1.core.sched.async_scheduler",
+    what="AsyncScheduler gives no speculative slots to requests that opt out of ISD",
+    why="it gives every request its placeholders at once; without asynchronous scheduling slots go through "
+    "validate_tokens, where ISD drops them (grammar-keeps-slots)",
+    removed_by="a per-request off switch for speculation in vLLM",
+)
+def requests_may_opt_out(module: ModuleType) -> None:
+    """Wrap `_update_after_schedule`."""
+    scheduler = module.AsyncScheduler
+    original = expect_source(
+        scheduler, "_update_after_schedule", "request.spec_token_ids = self._spec_token_placeholders"
+    )
+
+    @functools.wraps(original)
+    def _update_after_schedule(self, scheduler_output):
+        original(self, scheduler_output)
+        if _isd(self):
+            for request in map(self.requests.get, scheduler_output.num_scheduled_tokens):
+                if request is not None and not wants_isd(request.sampling_params):
+                    request.spec_token_ids = []
+
+    scheduler._update_after_schedule = _update_after_schedule
+
+
+@patch(
     "grammar-keeps-slots",
     "vllm.v1.structured_output",
     what="StructuredOutputManager.validate_tokens leaves ISD's slots alone",
@@ -93,7 +120,9 @@ def grammar_keeps_slots(module: ModuleType) -> None:
 
     @functools.wraps(validate)
     def validate_tokens(self, request, spec_tokens):
-        return spec_tokens if _isd(self) else validate(self, request, spec_tokens)
+        if not _isd(self):
+            return validate(self, request, spec_tokens)
+        return spec_tokens if wants_isd(request.sampling_params) else []
 
     @functools.wraps(bitmask)
     def grammar_bitmask(self, requests, structured_output_request_ids, scheduled_spec_decode_tokens):

@@ -111,19 +111,22 @@ class ISDProposer:
             if row.masks and tokens and all_accepted(row, len(tokens))
         ]
         drafts, logits = self._draw(fresh, rows)
+        most = self.settings.stride(len(requests)) - 1
         slots = []
         for i, (request, tokens) in enumerate(zip(requests, sampled_token_ids, strict=True)):
-            slots.append(self._next_slots(request, rows[i], tokens, drafts.get(i, []), logits.get(i)))
+            slots.append(self._next_slots(request, rows[i], tokens, drafts.get(i, [])[:most], most, logits.get(i)))
         return slots
 
-    def _next_slots(self, request: str, row: Row, tokens: list[int], drafts: list[int], logits: Any) -> list[int]:
+    def _next_slots(
+        self, request: str, row: Row, tokens: list[int], drafts: list[int], masks: int, logits: Any
+    ) -> list[int]:
         if not tokens:  # a chunk of a prompt
             return []
         state = self.runner.requests[request]
         if len(state.output_token_ids) > len(tokens):
             self.stats.observe(request, row, tokens)
         limit = min(state.sampling_params.max_tokens or self.runner.max_model_len, self.runner.max_model_len)
-        k, m = plan_slots(len(drafts), self.settings.masks, limit - len(state.output_token_ids))
+        k, m = plan_slots(len(drafts), masks, limit - len(state.output_token_ids))
         return self.records.hand_over(request, Row(drafts[:k], m, logits[:k] if logits is not None else None))
 
     def _draw(self, requests: list[int], rows: list[Row]) -> tuple[dict[int, list[int]], dict[int, torch.Tensor]]:
