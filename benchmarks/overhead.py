@@ -49,19 +49,25 @@ def _start(args: argparse.Namespace) -> dict:
         return {m: common.start(m, args.n, dtype=args.dtype) for m in args.methods.split(",")}
     folder = Path(tempfile.mkdtemp())
     # Each engine of a big shape takes its share of the device: KV caches are small, weights are held twice.
-    options = {"dtype": args.dtype, "gpu_memory_utilization": 0.45}
-    return {m: common.start_shape(m, args.n, args.shape, folder, **options) for m in ("plain", "isd")}
+    options = {"dtype": args.dtype}
+    methods = args.methods.split(",")
+    options["gpu_memory_utilization"] = 0.9 / len(methods)
+    options["max_num_seqs"] = max(int(b) for b in args.batches.split(","))
+    return {m: common.start_shape(m, args.n, args.shape, folder, rank=args.rank, **options) for m in methods}
 
 
 def _print(rows: list[dict], n: int) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("batch", "plain ms", "method", "ms", "OH", "OH min..max", "host ms", "TPF", title=f"n = {n}")
+    table = Table(
+        "batch", "plain ms", "method", "ms", "OH", "OH min..max", "host ms", "TPF", "speed-up", title=f"n = {n}"
+    )
     for r in rows:
         for m in (m for m in r["ms"] if m != "plain"):
             spread = "..".join(map(str, r[m]["OH_min_max"]))
             cells = [r["batch"], r["ms"]["plain"], m, r["ms"][m], r[m]["OH"], spread, r[m]["host_ms"], r[m]["TPF"]]
+            cells.append(r[m]["speedup"])
             table.add_row(*map(str, cells))
     Console().print(table)
 
@@ -74,12 +80,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--methods", default="plain,isd,risd", help="plain first")
-    parser.add_argument("--shape", choices=sorted(common.SHAPES), help="dummy weights of this shape (plain and isd)")
+    parser.add_argument("--shape", choices=sorted(common.SHAPES), help="dummy weights of this shape (needs no files)")
+    parser.add_argument("--synthetic", type=float, help="accept drafts at this rate (needs Model Runner V2)")
+    parser.add_argument("--rank", type=int, default=128, help="of the dummy adapter of risd with --shape")
     parser.add_argument("--name", default="overhead-cpu", help="results/NAME.json")
     args = parser.parse_args()
     engines = _start(args)
     methods, ours = tuple(engines), [m for m in engines if m != "plain"]
     batches = [int(b) for b in args.batches.split(",")]
+    if args.synthetic is not None:
+        for m in ours:
+            engines[m].collective_rpc("isd_synthetic", args=(args.synthetic,))
     for batch in batches:  # warm-up: compilation
         for llm in engines.values():
             steps(llm, batch, 12)
@@ -99,11 +110,13 @@ def main() -> None:
                 "OH": round(statistics.median(ratios), 3),
                 "OH_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
                 "TPF": round(found["tpf"], 3),
+                "speedup": round(found["tpf"] / statistics.median(ratios), 3),
+                "tokens_per_s": round(batch * found["tpf"] / statistics.median(times[m]) * 1e3, 1),
                 "host_ms": round(1e3 * found["seconds"] / found["steps"], 3),
             }
         rows.append(row)
     _print(rows, args.n)
-    print(common.save(args.name, {"dtype": args.dtype, "shape": args.shape, "rows": rows}))
+    print(common.save(args.name, {"dtype": args.dtype, "shape": args.shape, "synthetic": args.synthetic, "rows": rows}))
 
 
 if __name__ == "__main__":

@@ -151,6 +151,7 @@ REFUSED = {
     "bad-schema": (_bad_schema("no-such-type"), 400, ""),
     "bad-temperature": ({"temperature": -1}, 400, "temperature"),
     "bad-bias": ({"logit_bias": {"99999999": 1}}, 400, "logit_bias"),
+    "bad-opt-out": ({"vllm_xargs": {"isd": "perhaps"}}, 400, "perhaps"),
 }
 
 
@@ -188,12 +189,12 @@ def test_json_schema(server):
 
 
 def _counters(client) -> dict[str, float]:
-    """vLLM's counters: name, and position where there is one, -> value."""
+    """vLLM's counters and ISD's: name, and position or kind where there is one, -> value."""
     found = {}
     for line in client.get("/metrics").text.splitlines():
-        if match := re.match(r"(vllm:\w+_total)\{(.*)\} (\S+)$", line):
+        if match := re.match(r"((?:vllm|isd):\w+_total)\{(.*)\} (\S+)$", line):
             name, labels, value = match.groups()
-            place = re.search(r'position="(\d+)"', labels)
+            place = re.search(r'(?:position|kind)="(\w+)"', labels)
             key = f"{name} {place.group(1)}" if place else name
             found[key] = found.get(key, 0.0) + float(value)
     return found
@@ -249,3 +250,22 @@ def test_metrics_account_for_every_token(counted):
     cold = forwards - _spec(growth, "drafts")
     cut = (N - 1) * len(PROMPTS)
     assert 0 < cold <= _spec(growth, "drafts") + len(PROMPTS) + cut
+
+
+def test_isds_own_metrics(counted):
+    """Forwards by kind and their tokens, in agreement with vLLM's counters: TPF can be read off `/metrics`."""
+    growth, tokens = counted
+    assert growth["isd:tokens_total"] == tokens - len(PROMPTS)
+    assert growth["isd:forwards_total verify"] == _spec(growth, "drafts")
+    forwards = growth["isd:forwards_total verify"] + growth["isd:forwards_total cold"]
+    assert forwards == growth["isd:tokens_total"] - _spec(growth, "accepted_tokens")
+
+
+def test_a_request_may_opt_out(server, alone):
+    """The same answer, without a draft."""
+    before = _counters(server)
+    assert _ask(server, PROMPTS[0], vllm_xargs={"isd": "off"}) == alone[0]
+    time.sleep(1)
+    growth = {name: value - before[name] for name, value in _counters(server).items()}
+    assert _spec(growth, "drafts") == 0
+    assert growth["isd:forwards_total cold"] > 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from vllm.exceptions import VLLMValidationError
 
 from tests import tiny
 from tests.engines import engine, isd, stats, tokens
@@ -69,6 +70,6 @@ def test_a_users_adapter_without_enable_lora_is_refused(folders):
     model, adapters = folders
     base = {"skip_tokenizer_init": True, "max_model_len": 128, "max_num_seqs": 8}
     ours = engine(model, speculative_config=isd(mask_token_id=1, lora=adapters["draft"]), **base)
-    with pytest.raises(ValueError, match="--enable-lora"):
+    with pytest.raises(VLLMValidationError, match="--enable-lora"):
         _run(ours, adapters, ["user1"])
     assert len(_run(ours, adapters, [None])[0][0]) == 40  # the engine goes on

@@ -145,6 +145,8 @@ def min_p_and_logit_bias(module: ModuleType) -> None:
 )
 def user_lora_needs_enable_lora(module: ModuleType) -> None:
     """Wrap `InputProcessor._validate_lora` and `_validate_params`."""
+    from vllm.exceptions import VLLMValidationError
+
     original = expect(module.InputProcessor, "_validate_lora", "self", "lora_request")
     params = expect(module.InputProcessor, "_validate_params", "self", "params")
 
@@ -154,7 +156,7 @@ def user_lora_needs_enable_lora(module: ModuleType) -> None:
 
         extra = self.vllm_config.additional_config
         if lora_request is not None and isinstance(extra, dict) and extra.get(USER_LORAS, 1) == 0:
-            raise ValueError(
+            raise VLLMValidationError(
                 f"Got lora_request {lora_request.lora_name!r} but LoRA is not enabled for requests: the engine runs "
                 "the gated draft adapter only. Start it with --enable-lora (and --max-loras) to serve adapters."
             )
@@ -165,7 +167,10 @@ def user_lora_needs_enable_lora(module: ModuleType) -> None:
         from vllm_idlm.settings import wants_isd
 
         if _isd(self.vllm_config):
-            wants_isd(params_)
+            try:
+                wants_isd(params_)
+            except ValueError as error:  # over HTTP any other class would be an internal error
+                raise VLLMValidationError(str(error), parameter="isd") from None
         return params(self, params_, *args, **kwargs)
 
     module.InputProcessor._validate_lora = _validate_lora

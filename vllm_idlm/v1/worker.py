@@ -16,6 +16,14 @@ class ISDWorkerExtension:
             isd.reset_stats()
         return result
 
+    def isd_synthetic(self, rate: float | None) -> None:
+        """Benchmarks only, Model Runner V2 only: accept drafts at `rate`; the output means nothing. None: verify."""
+        isd = getattr(self.model_runner, "isd", None)
+        if isd is not None:
+            if not hasattr(isd, "synthetic"):
+                raise NotImplementedError("synthetic acceptance needs Model Runner V2 (VLLM_USE_V2_MODEL_RUNNER=1)")
+            isd.synthetic = rate
+
     def isd_trace(self, on: bool = True) -> None:
         """Start (or stop) recording every forward of every request in the stats; for tests and debugging."""
         isd = getattr(self.model_runner, "isd", None)

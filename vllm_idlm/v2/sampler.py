@@ -21,6 +21,7 @@ from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
 from vllm.v1.worker.gpu.sample.output import SamplerOutput
 
 from vllm_idlm.kernels.verify import Rows, verify_rows
+from vllm_idlm.kernels.verify import RowsVerdict as Verdict
 
 if TYPE_CHECKING:
     from vllm_idlm.v2.speculator import ISDSpeculator, Step
@@ -80,6 +81,8 @@ class ISDRejectionSampler:
             )
             processed, processed_first = self._process(logits, input_batch, verified, chosen)
             verdict = verify_rows(self._rows(step, logits, processed, processed_first))
+            if self.isd.synthetic is not None:
+                verdict = _synthetic(verdict, step, self.isd.synthetic)
             reported = None
             if wants is not None:
                 rows = processed if whole else logits[async_tensor_h2d(verified.rows, device=logits.device)]
@@ -156,6 +159,14 @@ class ISDRejectionSampler:
             max_per_req_token_ids=wants[1],
             logits_mode=self.sampler.logprobs_mode in ("raw_logits", "processed_logits"),
         )
+
+
+def _synthetic(verdict: Verdict, step: Step, rate: float) -> Verdict:
+    """Benchmarks only: as many drafts accepted as chance says, the tokens of no meaning. Dummy weights accept none."""
+    batch, width = verdict.tokens.shape
+    place = torch.arange(width - 1, device=verdict.tokens.device)
+    passes = (torch.rand(batch, width - 1, device=place.device) < rate) & (place < step.drafts.unsqueeze(1))
+    return Verdict(verdict.tokens.clamp(min=0), (passes.long().cumprod(1).sum(1) + 1).int())
 
 
 class _Verified(NamedTuple):

@@ -54,6 +54,7 @@ class ISDSpeculator(BaseSpeculator):
         self.proposal = self._reserve(vllm_config, slots)
         self.draft_logits = None  # vLLM's own cache of q has twice the rows and is not used
         self.stats = ISDStats()
+        self.synthetic: float | None = None  # benchmarks only: drafts pass at this rate, whatever they are
         self.step: Step | None = None
         self.runner: Any = None
         self.draft_lora: Any = None

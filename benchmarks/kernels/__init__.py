@@ -1,0 +1,1 @@
+"""Time and bytes of the step kernels: `python -m benchmarks.kernels`."""
