@@ -26,6 +26,8 @@ def _allowed(name: str) -> str:
     if field.annotation is bool:
         return "`true` or `false`"
     bounds = {type(m).__name__: getattr(m, "ge", getattr(m, "le", None)) for m in field.metadata}
+    if name == "schedule":
+        return "list of `[first, last, stride]`"
     if "Le" in bounds:
         return f"{bounds['Ge']} to {bounds['Le']}"
     return "token id" if "Ge" in bounds else "folder or hub id"

@@ -46,7 +46,7 @@ class ISDSettings(BaseModel):
     )
     draft_sampling: Literal["probabilistic", "greedy"] = Field(
         "probabilistic",
-        description="How drafts are drawn for sampled requests: from its own temperature, top-k and top-p, or "
+        description="How drafts are drawn for sampled requests: at its own temperature (on V1 its top-k and top-p too), or "
         "as the most probable token (then verified as a one-hot proposal, which is exact too).",
     )
     check_base: bool = Field(

@@ -6,7 +6,6 @@ import functools
 from types import ModuleType
 
 from vllm_idlm.ledger.core import expect, expect_source, patch
-from vllm_idlm.settings import wants_isd
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 
@@ -93,6 +92,8 @@ def requests_may_opt_out(module: ModuleType) -> None:
     def _update_after_schedule(self, scheduler_output):
         original(self, scheduler_output)
         if _isd(self):
+            from vllm_idlm.settings import wants_isd
+
             for request in map(self.requests.get, scheduler_output.num_scheduled_tokens):
                 if request is not None and not wants_isd(request.sampling_params):
                     request.spec_token_ids = []
@@ -122,6 +123,8 @@ def grammar_keeps_slots(module: ModuleType) -> None:
     def validate_tokens(self, request, spec_tokens):
         if not _isd(self):
             return validate(self, request, spec_tokens)
+        from vllm_idlm.settings import wants_isd
+
         return spec_tokens if wants_isd(request.sampling_params) else []
 
     @functools.wraps(bitmask)
