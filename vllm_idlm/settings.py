@@ -46,8 +46,8 @@ class ISDSettings(BaseModel):
     )
     draft_sampling: Literal["probabilistic", "greedy"] = Field(
         "probabilistic",
-        description="How drafts are drawn for sampled requests: at its own temperature (on V1 its top-k and top-p too), "
-        "or as the most probable token (then verified as a one-hot proposal, which is exact too).",
+        description="How drafts are drawn for sampled requests: at its own temperature (on V1 its top-k and top-p "
+        "too), or as the most probable token (then verified as a one-hot proposal, which is exact too).",
     )
     check_base: bool = Field(
         True,
