@@ -195,3 +195,18 @@ def test_schedule_and_opt_out(smol, adapter):
     assert all(not f["drafts"] and not f["masks"] for f in opted_out)
     assert {f["masks"] for f in other} >= {0, 1, 3}, "the schedule's three strides were not all seen"
     assert max(len(f["drafts"]) for f in other) == 3
+
+
+def test_a_random_adapter_changes_no_text(smol, adapter, tmp_path):
+    """The quality of the draft adapter decides speed alone: noise in its place gives the same answers, slower."""
+    from tests import tiny
+
+    prompts, params = _prompts(6, words=1), _params(32)
+    want = tokens(_chat(engine(smol), prompts, params))
+    found = {}
+    for name, lora in (("trained", adapter), ("noise", str(tiny.write_adapter(tmp_path / "noise", smol, rank=16)))):
+        llm = engine(smol, speculative_config=isd(4, mask_token_id=MASK, lora=lora))
+        stats(llm)
+        assert tokens(_chat(llm, prompts, params)) == want
+        found[name] = stats(llm)["tpf"]
+    assert found["noise"] < 1.1 < found["trained"]

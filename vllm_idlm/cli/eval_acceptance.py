@@ -58,11 +58,11 @@ def _measure(data, model, lora, mask, split, strides, temperatures, most, max_to
     from rich.progress import track
 
     from vllm_idlm.data import samples as reader
-    from vllm_idlm.data.model import tokenizer
+    from vllm_idlm.data.model import tokenizer_if_any
     from vllm_idlm.training import acceptance, start
 
     loaded, folder, mask = start.for_evaluation(model, lora, mask, dtype)
-    made = reader.read(data, split, tokenizer(folder))
+    made = reader.read(data, split, tokenizer_if_any(folder))
     masks, rows = max(strides) - 1, []
     for temperature in temperatures:
         own = [s for s in made if s.temperature == temperature]

@@ -48,11 +48,11 @@ def _file(name: str) -> Path:
 def _run(config: Any) -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vllm_idlm.data.model import tokenizer
+    from vllm_idlm.data.model import tokenizer_if_any
     from vllm_idlm.training import start
 
     base = start.base(config)
-    samples, held = start.samples(config, tokenizer(Path(base.folder)))
+    samples, held = start.samples(config, tokenizer_if_any(Path(base.folder)))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = int(os.environ.get("LOCAL_RANK", "0")) == 0  # one bar, however many devices
     bar = Progress(*columns, TextColumn("{task.fields[figures]}"), console=out, disable=not shown)

@@ -78,3 +78,9 @@ def _free_memory() -> int:
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def tokenizer_if_any(folder: Path) -> Any | None:
+    """The checkpoint's tokenizer, or None where it has none: samples of token ids need none."""
+    kept = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+    return tokenizer(folder) if any((folder / name).is_file() for name in kept) else None
