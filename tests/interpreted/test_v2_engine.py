@@ -209,9 +209,12 @@ def _counters(llm):
     return {m.name: m.value for m in llm.get_metrics() if hasattr(m, "value")}
 
 
-def test_proposals_are_reserved_at_start(folders):
-    """n - 1 rows a request, before vLLM measures memory; none where drafts are argmaxes."""
-    kept = proposer(start(folders, False)).proposal
+def test_proposals_are_reserved_at_start(folders, monkeypatch):
+    """n - 1 rows a request, before vLLM measures memory, with a line in the log; none where drafts are argmaxes."""
+    lines = []
+    monkeypatch.setattr("vllm_idlm.v2.speculator.log.info", lambda text, *values: lines.append(text % values))
+    kept = proposer(start(folders, False, seed=1)).proposal
+    assert lines == ["ISD keeps the proposals of 3 requests in 0.0 MiB (n=4, 48 logits of float32 each)"]
     assert kept.shape == (OPTIONS["max_num_seqs"], 3, 48)
     assert proposer(start(folders, False, settings={"draft_sampling": "greedy"})).proposal is None
 

@@ -24,7 +24,7 @@ from vllm_idlm.v1.stats import ISDStats
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
 from vllm_idlm.v2.sampler import ISDRejectionSampler
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
 
 
 @dataclass
