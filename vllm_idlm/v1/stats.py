@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
+import numpy as np
+
 from vllm_idlm.proposers.state import Row, all_accepted
 
 
@@ -48,13 +50,28 @@ class ISDStats:
             self.drafted_per_position[place] += 1
             self.accepted_per_position[place] += place < len(tokens) - 1
         if self.trace is not None:
-            record = {
-                "drafts": list(row.drafts),
-                "masks": row.masks,
-                "accepted": len(tokens) - 1,
-                "tokens": list(tokens),
-            }
-            self.trace.setdefault(request, []).append(record)
+            self.record(request, row, tokens)
+
+    def record(self, request: str, row: Row, tokens: list[int]) -> None:
+        """Enter a forward into the trace."""
+        forward = {"drafts": list(row.drafts), "masks": row.masks, "accepted": len(tokens) - 1, "tokens": list(tokens)}
+        self.trace.setdefault(request, []).append(forward)
+
+    def observe_batch(self, drafts: np.ndarray, emitted: np.ndarray) -> None:
+        """Count one decode forward of each of several requests: [B] drafts verified and [B] tokens emitted (> 0)."""
+        had = drafts > 0
+        whole = emitted == drafts + 1
+        self.cold += int((~had).sum())
+        self.accepted_all += int((had & whole).sum())
+        self.rejected += int((had & ~whole).sum())
+        self.emitted += int(emitted.sum())
+        most = int(drafts.max(initial=0))
+        missing = [0] * max(most - len(self.drafted_per_position), 0)
+        self.drafted_per_position += missing
+        self.accepted_per_position += missing
+        for place in range(most):
+            self.drafted_per_position[place] += int((drafts > place).sum())
+            self.accepted_per_position[place] += int(((drafts > place) & (emitted - 1 > place)).sum())
 
     def as_dict(self) -> dict:
         """Plain numbers, with `forwards` and `tpf` (None before the first forward) worked out."""

@@ -43,6 +43,8 @@ class Mapping:
 
     def slots(self, ids: np.ndarray, device: torch.device) -> Tensor:
         """[B] int64 slots of the adapters `ids`, -1 for id 0."""
+        if not ids.any():
+            return torch.full((len(ids),), -1, dtype=torch.int64, device=device)
         table = {lora_id: slot for slot, lora_id in enumerate(self._manager.lora_index_to_id) if lora_id is not None}
         found = np.fromiter((table[i] if i > 0 else -1 for i in ids.tolist()), dtype=np.int64, count=len(ids))
         return async_tensor_h2d(found, device=device)

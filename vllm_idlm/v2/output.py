@@ -35,12 +35,13 @@ def counting(parent: type) -> type:
         def get_output(self) -> Any:
             output = super().get_output()
             output.isd_drafts = dict(zip(output.req_ids, self._drafts.tolist(), strict=True))
-            for i in np.flatnonzero(self._decodes).tolist():
-                tokens = output.sampled_token_ids[i]
-                if tokens:
-                    count = int(self._drafts[i])
-                    ids = [0] * count if self._ids is None else self._ids[i, :count].tolist()
-                    self._isd.stats.observe(output.req_ids[i], Row(ids, int(self._masks[i])), tokens)
+            emitted = np.fromiter(map(len, output.sampled_token_ids), dtype=np.int64, count=len(self._drafts))
+            counted = np.flatnonzero(self._decodes & (emitted > 0))
+            self._isd.stats.observe_batch(self._drafts[counted], emitted[counted])
+            if self._ids is not None and self._isd.stats.trace is not None:
+                for i in counted.tolist():
+                    row = Row(self._ids[i, : self._drafts[i]].tolist(), int(self._masks[i]))
+                    self._isd.stats.record(output.req_ids[i], row, output.sampled_token_ids[i])
             return output
 
     return CountingOutput

@@ -73,12 +73,12 @@ class ISDRejectionSampler:
             step = self.isd.step
             step.logits = logits
             nans = get_num_nans(logits) if self.sampler.compute_nans else None
-            verified = _Verified.of(input_batch, self.isd.settings.n)
             wants = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
             whole = wants is not None and self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
             chosen = (
                 np.arange(input_batch.num_reqs) if whole else np.flatnonzero(self.general[input_batch.idx_mapping_np])
             )
+            verified = _Verified.of(input_batch, self.isd.settings.n) if wants is not None or len(chosen) else None
             processed, processed_first = self._process(logits, input_batch, verified, chosen)
             verdict = verify_rows(self._rows(step, logits, processed, processed_first))
             if self.isd.synthetic is not None:
@@ -119,10 +119,10 @@ class ISDRejectionSampler:
         )
 
     def _process(
-        self, logits: Tensor, batch: Any, verified: _Verified, chosen: np.ndarray
+        self, logits: Tensor, batch: Any, verified: _Verified | None, chosen: np.ndarray
     ) -> tuple[Tensor | None, Tensor | None]:
         """vLLM's processing on the verified rows of the requests `chosen`, and where each one's rows begin in it."""
-        if not len(chosen):
+        if verified is None or not len(chosen):
             return None, None
         device = logits.device
         own = verified.take(chosen)

@@ -59,7 +59,6 @@ class ISDSpeculator(BaseSpeculator):
         self.runner: Any = None
         self.draft_lora: Any = None
         self._mapping: Mapping | None = None
-        self._unused = torch.empty(0, dtype=torch.int32, device=device)
 
     def _reserve(self, vllm_config: Any, slots: int) -> Tensor | None:
         """[R, n - 1, V] for the logits of q in the model's dtype, reserved before vLLM measures what memory is left."""
