@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from vllm_idlm.training.acceptance import Chain, chain, simple_tpf
+from vllm_idlm.planner import tpf
+from vllm_idlm.training.acceptance import Chain, chain
 
 
 def constant(rates: list[float], total: int) -> dict[int, list[float]]:
@@ -42,13 +43,13 @@ def test_chain_is_what_a_simulation_of_it_gives():
 def test_long_text_at_constant_acceptance_gives_the_papers_formula(masks, rate):
     e = sum(rate**i for i in range(masks + 1))
     want = (e + 1 - rate**masks) / (2 - rate**masks)
-    assert simple_tpf([rate] * masks) == pytest.approx(want)
+    assert tpf([rate] * masks) == pytest.approx(want)
     found = chain(constant([rate] * masks, 20001), 1, 20001, masks)
     assert found.tpf == pytest.approx(want, rel=1e-3)
 
 
 def test_papers_check_value():
-    assert simple_tpf([0.9] * 3) == pytest.approx(2.92, abs=0.005)
+    assert tpf([0.9] * 3) == pytest.approx(2.92, abs=0.005)
 
 
 def test_counts_by_depth_and_their_sum():

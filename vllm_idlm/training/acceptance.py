@@ -88,21 +88,9 @@ def chain(rates: dict[int, Sequence[float]], prompt: int, total: int, masks: int
     return found
 
 
-def simple_tpf(rates: Sequence[float]) -> float:
-    """TPF from mean conditional acceptances r1..rB alone: the paper's chain with independent drafts.
-
-    E emitted a verify forward, P that all are accepted: a cycle has one verify and 1 - P cold forwards.
-    """
-    alive, emitted = 1.0, 1.0
-    for rate in rates:
-        alive *= rate
-        emitted += alive
-    return (emitted + 1 - alive) / (2 - alive)
-
-
 @dataclass
 class Rates:
-    """Of one sample, for every block start and depth: acceptance by temperature, overlap, greedy agreement."""
+    """Of one sample, for every block start and depth, by temperature: acceptance of the text's own tokens, and overlap."""
 
     sample: Sample
     given_text: dict[float, dict[int, list[float]]]  # temperature -> start -> by depth: min(1, q(v)/p(v))
