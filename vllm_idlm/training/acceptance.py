@@ -90,7 +90,7 @@ def chain(rates: dict[int, Sequence[float]], prompt: int, total: int, masks: int
 
 @dataclass
 class Rates:
-    """Of one sample, for every block start and depth, by temperature: acceptance of the text's own tokens, and overlap."""
+    """Of one sample, for every block start and depth, by temperature: acceptance of its own tokens, and overlap."""
 
     sample: Sample
     given_text: dict[float, dict[int, list[float]]]  # temperature -> start -> by depth: min(1, q(v)/p(v))
