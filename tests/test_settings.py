@@ -133,13 +133,6 @@ def test_the_default_budget_holds_every_row(smol):
         _config("smollm2-135m-risd", speculative_config={"method": "isd", "n": 4}, **limits)
 
 
-def test_model_runner_v2_needs_triton(tiny_model, monkeypatch):
-    """What vLLM itself says here; tests/interpreted has what runs with Triton."""
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(ValueError, match="requires Triton"):
-        _config(tiny_model, speculative_config={"method": "isd", "mask_token_id": 1}, **BASE)
-
-
 def test_an_adapter_without_safetensors_is_refused(tiny_model, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 8}')
     (tmp_path / "adapter_model.bin").write_bytes(b"")
