@@ -9,7 +9,7 @@ from vllm_idlm.kernels.draft.rows import MaskRows
 from vllm_idlm.kernels.noise import triton as noise
 
 _DRAFT = tl.constexpr(3)  # of vllm_idlm.kernels.noise
-BLOCK = 8192
+BLOCK = 8192 if noise.INTERPRETED else 1024
 
 
 @triton.jit

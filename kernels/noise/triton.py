@@ -1,6 +1,10 @@
 """As `naive.py`, inside a Triton kernel."""
 
+import os
+
 from vllm.triton_utils import tl, triton
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # there a program is slow and its size costs little
 
 
 @triton.jit

@@ -13,11 +13,13 @@ from __future__ import annotations
 import torch
 from vllm.triton_utils import tl, triton
 from vllm_idlm.kernels.noise import triton as noise
+from vllm_idlm.kernels.noise.triton import INTERPRETED
 from vllm_idlm.kernels.verify.rows import Rows, Verdict
 
 _ACCEPT = tl.constexpr(1)  # of vllm_idlm.kernels.noise: Triton wants its own constants
 _RESAMPLE = tl.constexpr(2)
-BLOCK = 8192
+STATS_BLOCK = 4096
+RACE_BLOCK = 8192 if INTERPRETED else 1024  # noise is many instructions an element: more would spill registers
 
 
 @triton.jit
@@ -269,35 +271,36 @@ def verify_rows(rows: Rows) -> Verdict:
     """As `rows.verify_rows`, without a wait for the device. `drafts` must be contiguous."""
     batch, most = rows.drafts.shape
     width, vocabulary = most + 1, rows.logits.shape[-1]
-    blocks = triton.cdiv(vocabulary, BLOCK)
+    blocks, race_blocks = triton.cdiv(vocabulary, STATS_BLOCK), triton.cdiv(vocabulary, RACE_BLOCK)
     device = rows.logits.device
     number = {"dtype": torch.float32, "device": device}
     index = {"dtype": torch.int32, "device": device}
     p_max, p_sum, q_max, q_sum = torch.empty(4, batch * width, blocks, **number)
     p_best = torch.empty(batch * width, blocks, **index)
-    race_value, plain_value = torch.empty(2, batch, blocks, **number)
-    race_index, plain_index = torch.empty(2, batch, blocks, **index)
+    race_value, plain_value = torch.empty(2, batch, race_blocks, **number)
+    race_index, plain_index = torch.empty(2, batch, race_blocks, **index)
     accepted, emitted = torch.empty(2, batch, **index)
     tokens = torch.empty(batch, width, dtype=torch.int64, device=device)
     if batch == 0:
         return Verdict(tokens, emitted)
     given = _arguments(rows)
-    sizes = {"WIDTH": width, "BLOCK": BLOCK}
     flags = {"HAS_PROPOSAL": rows.proposal is not None, "HAS_PROCESSED": rows.processed is not None}
     padded = triton.next_power_of_2(blocks)
     stats = (p_max, p_sum, p_best, q_max, q_sum, blocks)
     _row_stats[(batch * width, blocks)](
         *stats, *given.anchors, rows.num_drafts, rows.slot, rows.temperature, *given.proposal, vocabulary,
-        **sizes, **flags,
+        WIDTH=width, BLOCK=STATS_BLOCK, **flags,
     )  # fmt: skip
     race = (race_value, race_index, plain_value, plain_index)
-    _race[(batch, blocks)](
-        *race, accepted, blocks, *stats, *given.anchors, rows.num_drafts, rows.drafts, rows.position, rows.slot,
-        rows.temperature, rows.seed, *given.proposal, vocabulary, BLOCKS=padded, **sizes, **flags,
+    _race[(batch, race_blocks)](
+        *race, accepted, race_blocks, *stats, *given.anchors, rows.num_drafts, rows.drafts, rows.position, rows.slot,
+        rows.temperature, rows.seed, *given.proposal, vocabulary,
+        WIDTH=width, BLOCK=RACE_BLOCK, BLOCKS=padded, **flags,
     )  # fmt: skip
     _finish[(batch,)](
-        tokens, emitted, accepted, *race, blocks, p_max, p_best, blocks, rows.drafts, rows.slot, rows.temperature,
-        WIDTH=width, PADDED=triton.next_power_of_2(width), BLOCKS=padded, RACE_BLOCKS=padded, num_warps=1,
+        tokens, emitted, accepted, *race, race_blocks, p_max, p_best, blocks, rows.drafts, rows.slot, rows.temperature,
+        WIDTH=width, PADDED=triton.next_power_of_2(width), BLOCKS=padded,
+        RACE_BLOCKS=triton.next_power_of_2(race_blocks), num_warps=1,
     )  # fmt: skip
     return Verdict(tokens, emitted)
 
