@@ -1,0 +1,38 @@
+"""The scripts that a GPU machine runs, on a tiny shape: they run to the end, and what they count is right."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks import common, overhead
+from benchmarks.kernels import __main__ as kernels
+
+pytestmark = pytest.mark.vllm
+
+
+def run(monkeypatch, tmp_path, main, *words):
+    """The saved result of a benchmark's `main` with these arguments."""
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark", *words, "--name", "found"])
+    main()
+    return json.loads((tmp_path / "found.json").read_text())["result"]
+
+
+def test_overhead_with_synthetic_acceptance(monkeypatch, tmp_path):
+    """Dummy weights accept nothing; at a synthetic rate of 0.9 the tokens per forward are the formula's, 2.92."""
+    words = ["--shape", "tiny", "--synthetic", "0.9", "--rank", "8", "--dtype", "float32"]
+    words += ["--batches", "4", "--rounds", "2", "--tokens", "90"]
+    found = run(monkeypatch, tmp_path, overhead.main, *words)
+    row = found["rows"][0]
+    for method in ("isd", "risd"):
+        assert row[method]["TPF"] == pytest.approx(2.92, rel=0.1)
+        assert row[method]["speedup"] == pytest.approx(row[method]["TPF"] / row[method]["OH"], rel=0.02)
+
+
+def test_kernels(monkeypatch, tmp_path):
+    words = ["--batches", "2", "--vocabulary", "500", "--repeats", "1"]
+    found = run(monkeypatch, tmp_path, kernels.main, *words)
+    assert [row["kernel"] for row in found["rows"]] == ["verify", "draft", "gate"]
+    assert all(row["ms"] > 0 and row["bytes"] > 0 for row in found["rows"])
