@@ -46,10 +46,11 @@ def _prompts(llm, batch: int) -> list[list[int]]:
 
 def _start(args: argparse.Namespace) -> dict:
     if args.shape is None:
-        return {m: common.start(m, args.n, dtype=args.dtype) for m in args.methods.split(",")}
+        return {m: common.start(m, args.n, dtype=args.dtype, enforce_eager=args.eager) for m in args.methods.split(",")}
     folder = Path(tempfile.mkdtemp())
     # Each engine of a big shape takes its share of the device: KV caches are small, weights are held twice.
-    options = {"dtype": args.dtype}
+    options = {"dtype": args.dtype, "enforce_eager": args.eager}
+    options["kv_cache_memory_bytes"] = 200_000_000 if args.shape == "tiny" else 4_000_000_000
     methods = args.methods.split(",")
     options["gpu_memory_utilization"] = 0.9 / len(methods)
     options["max_num_seqs"] = max(int(b) for b in args.batches.split(","))
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--methods", default="plain,isd,risd", help="plain first")
     parser.add_argument("--shape", choices=sorted(common.SHAPES), help="dummy weights of this shape (needs no files)")
     parser.add_argument("--synthetic", type=float, help="accept drafts at this rate (needs Model Runner V2)")
+    parser.add_argument("--eager", action="store_true", help="do not compile the models")
     parser.add_argument("--rank", type=int, default=128, help="of the dummy adapter of risd with --shape")
     parser.add_argument("--name", default="overhead-cpu", help="results/NAME.json")
     args = parser.parse_args()

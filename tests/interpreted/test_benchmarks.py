@@ -22,7 +22,7 @@ def run(monkeypatch, tmp_path, main, *words):
 
 def test_overhead_with_synthetic_acceptance(monkeypatch, tmp_path):
     """Dummy weights accept nothing; at a synthetic rate of 0.9 the tokens per forward are the formula's, 2.92."""
-    words = ["--shape", "tiny", "--synthetic", "0.9", "--rank", "8", "--dtype", "float32"]
+    words = ["--shape", "tiny", "--synthetic", "0.9", "--rank", "8", "--dtype", "float32", "--eager"]
     words += ["--batches", "4", "--rounds", "2", "--tokens", "90"]
     found = run(monkeypatch, tmp_path, overhead.main, *words)
     row = found["rows"][0]
