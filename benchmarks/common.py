@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from vllm_idlm import planner
+
 RESULTS = Path(__file__).parent / "results"
 _TASKS = [
     "Write a haiku about {}.",
@@ -43,15 +45,7 @@ def start(method: str, n: int, model: str = "smollm2-135m-risd", settings: dict 
 
 
 SHAPES = {  # config.json of a Qwen3 model, for runs with dummy weights: time does not depend on what they are
-    "qwen3-8b": {
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-    },
+    "qwen3-8b": planner.SHAPES["qwen3-8b"],
     "tiny": {
         "hidden_size": 64,
         "intermediate_size": 128,

@@ -5,7 +5,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 idlm doctor || true
-# 1. Exactness on CUDA: the kernels against their plain torch forms, greedy equality with the numeric floor beside it.
+# 1. The kernels against their plain torch forms (under the interpreter there too), greedy equality on CUDA with the
+#    numeric floor beside it.
 python -m pytest tests/interpreted -q -k "oracle or verify_rows or draft_and_gate" -p no:cacheprovider
 python -m benchmarks.equality --dtype bfloat16 --name equality-gpu
 VLLM_USE_V2_MODEL_RUNNER=0 python -m pytest tests/test_forwards.py tests/test_sampled.py -q

@@ -1,6 +1,6 @@
 """Compile every Triton kernel for an H100 (sm_90), down to machine code, on a machine without a GPU.
 
-    python tests/compile_kernels.py
+    python -m tests.compile_kernels
 
 Prints registers and stack of each (a stack is spilled registers). vLLM hands out the real Triton only if it believes in
 a driver, so a stand-in backend is there while it is imported; Triton's own compiler and ptxas then do the rest.
@@ -11,29 +11,18 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from tests import triton_stand_in  # noqa: F401 (before vLLM, which the kernels import)
+
+# isort: split
+import triton
 from triton.backends import backends
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from vllm_idlm.kernels.draft import triton as draft
+from vllm_idlm.kernels.gate import triton as gate
+from vllm_idlm.kernels.verify import triton as verify
 
-
-class _ActiveDriver:
-    @staticmethod
-    def is_active() -> bool:
-        return True
-
-
-class _NoCompiler:
-    driver = _ActiveDriver
-    compiler = None
-
-
-backends["cpu"] = _NoCompiler
-import triton  # noqa: E402
-from vllm_idlm.kernels.draft import triton as draft  # noqa: E402
-from vllm_idlm.kernels.gate import triton as gate  # noqa: E402
-from vllm_idlm.kernels.verify import triton as verify  # noqa: E402
-
-del backends["cpu"]
+del backends["cpu"]  # Triton's compiler asks every backend
 
 FLOATS, INTS, LONGS = "*fp32", "*i32", "*i64"
 _TYPES = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
 from collections import OrderedDict
 from typing import Any
 
@@ -47,6 +49,27 @@ def proposer(llm: Any) -> Any:
     """The ISDProposer of an in-process engine."""
     core = llm.llm_engine.engine_core.engine_core
     return core.model_executor.driver_worker.worker.model_runner.isd
+
+
+def preemptions(llm: Any) -> list[str]:
+    """A list that every preemption of an in-process engine adds its request to from now on."""
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    preempted, original = [], scheduler._preempt_request
+
+    def preempt(request: Any, *args: Any, **kwargs: Any) -> Any:
+        preempted.append(request.request_id)
+        return original(request, *args, **kwargs)
+
+    scheduler._preempt_request = preempt
+    return preempted
+
+
+def in_a_process(command: list[str], env: dict[str, str]) -> Any:
+    """What a script prints as JSON behind the word FOUND; AssertionError with its output's end if it fails."""
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
+    return json.loads(line.removeprefix("FOUND "))
 
 
 def stats(llm: Any, reset: bool = True) -> dict[str, Any]:

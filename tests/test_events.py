@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engines import MASK, engine, isd, proposer, stats, tokens
+from tests.engines import MASK, engine, isd, preemptions, proposer, stats, tokens
 
 pytestmark = pytest.mark.vllm
 TOPICS = [
@@ -47,14 +47,7 @@ def test_preemption(smol, adapter, method):
     want = tokens(_chat(engine(smol), prompts, params))
     small = {"num_gpu_blocks_override": 44, "block_size": 32, "max_num_seqs": 8, "enable_prefix_caching": False}
     llm = engine(smol, speculative_config=_configs(adapter)[method], disable_log_stats=False, **small)
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    preempted, original = [], scheduler._preempt_request
-
-    def preempt(request, *args, **kwargs):
-        preempted.append(request.request_id)
-        return original(request, *args, **kwargs)
-
-    scheduler._preempt_request = preempt
+    preempted = preemptions(llm)
     assert tokens(_chat(llm, prompts, params)) == want
     assert len(preempted) >= 3, "the KV cache was large enough: nothing was preempted"
 

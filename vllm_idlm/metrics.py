@@ -5,7 +5,7 @@ Entered by vLLM's own extension point (`vllm.stat_logger_plugins`); an engine wi
     isd:forwards_total{kind="verify"|"cold"}   decode forwards of requests, with drafts and without
     isd:tokens_total                           tokens that they emitted
 
-so TPF over the last minute is `rate(isd:tokens_total[1m]) / ignoring(kind) sum(rate(isd:forwards_total[1m]))`.
+so TPF over the last minute is `sum(rate(isd:tokens_total[1m])) / sum(rate(isd:forwards_total[1m]))`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ISDStatLogger(StatLoggerBase):
     """Counts from what vLLM's scheduler and output processor report of every step."""
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
-        self.on = settings.of(vllm_config) is not None
+        self.on = settings.runs_isd(vllm_config)
         self.verify = self.cold = self.tokens = 0  # since the last line in the log
         if self.on:
             names = vllm_config.model_config.served_model_name

@@ -131,10 +131,15 @@ def parse(config: dict[str, Any], defaults: dict[str, Any] | None = None) -> ISD
         raise SettingsError(_refusal(error, merged)) from None
 
 
+def runs_isd(vllm_config: Any) -> bool:
+    """Whether an engine with this configuration (None: no configuration) runs ISD."""
+    extra = getattr(vllm_config, "additional_config", None)
+    return isinstance(extra, dict) and KEY in extra
+
+
 def of(vllm_config: Any) -> ISDSettings | None:
     """The ISD settings of a running engine, or None where it runs without ISD."""
-    extra = getattr(vllm_config, "additional_config", None)
-    return ISDSettings(**extra[KEY]) if isinstance(extra, dict) and KEY in extra else None
+    return ISDSettings(**vllm_config.additional_config[KEY]) if runs_isd(vllm_config) else None
 
 
 def wants_isd(params: Any) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from vllm.triton_utils import tl, triton
+from vllm_idlm.kernels.argmax import best, store_best
 from vllm_idlm.kernels.draft.rows import MaskRows
+from vllm_idlm.kernels.noise import DRAFT
 from vllm_idlm.kernels.noise import triton as noise
 
-_DRAFT = tl.constexpr(3)  # of vllm_idlm.kernels.noise
+_DRAFT = tl.constexpr(DRAFT)
 BLOCK = 8192 if noise.INTERPRETED else 1024
 
 
@@ -54,10 +56,7 @@ def _race(
             position = tl.load(positions + request) + place
             score = score / temperature - noise.log_exponential(tl.load(seeds + slot), column, position, _DRAFT)
             score = tl.where(mask, score, float("-inf"))
-    value, first = tl.max(score, axis=0, return_indices=True)
-    out = row.to(tl.int64) * blocks + block
-    tl.store(values + out, value)
-    tl.store(indices + out, block * BLOCK + first)
+    store_best(values, indices, row, blocks, block, score, BLOCK)
 
 
 @triton.jit
@@ -74,11 +73,7 @@ def _pick(
     row = tl.program_id(0)
     token = mask_token
     if row % MOST < tl.load(counts + row // MOST):
-        block = tl.arange(0, BLOCKS)
-        at = row.to(tl.int64) * blocks
-        part = tl.load(values + at + block, mask=block < blocks, other=float("-inf"))
-        _, first = tl.max(part, axis=0, return_indices=True)
-        token = tl.load(indices + at + first)
+        _, token = best(values, indices, row, blocks, BLOCKS)
     tl.store(drafts + row, token)
 
 

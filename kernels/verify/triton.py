@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import torch
 from vllm.triton_utils import tl, triton
+from vllm_idlm.kernels.argmax import best, store_best
+from vllm_idlm.kernels.noise import ACCEPT, RESAMPLE
 from vllm_idlm.kernels.noise import triton as noise
-from vllm_idlm.kernels.noise.triton import INTERPRETED
 from vllm_idlm.kernels.verify.rows import Rows, Verdict
 
-_ACCEPT = tl.constexpr(1)  # of vllm_idlm.kernels.noise: Triton wants its own constants
-_RESAMPLE = tl.constexpr(2)
+_ACCEPT, _RESAMPLE = tl.constexpr(ACCEPT), tl.constexpr(RESAMPLE)  # a kernel reads no other globals
 STATS_BLOCK = 4096
-RACE_BLOCK = 8192 if INTERPRETED else 1024  # noise is many instructions an element: more would spill registers
+RACE_BLOCK = 8192 if noise.INTERPRETED else 1024  # noise is many instructions an element: more would spill registers
 
 
 @triton.jit
@@ -91,10 +91,8 @@ def _row_stats(
     mask = column < vocabulary
     rows = (logits, logits_stride, first_row, processed, processed_stride, processed_first)
     x = _load_anchor(rows, request, place, column, mask, temperature, HAS_PROCESSED)
-    maximum, best = tl.max(x, axis=0, return_indices=True)
+    maximum = store_best(p_max, p_best, row, blocks, block, x, BLOCK)
     out = row.to(tl.int64) * blocks + block
-    tl.store(p_max + out, maximum)
-    tl.store(p_best + out, block * BLOCK + best)
     if temperature != 0.0:
         tl.store(p_sum + out, _sum_of_exponentials(x, maximum))
         if HAS_PROPOSAL:  # noqa: SIM102 (this one is decided when the kernel is compiled)
@@ -118,15 +116,6 @@ def _log_sum(maxima, sums, row, blocks, BLOCKS: tl.constexpr):  # noqa: N803
     maximum = tl.where(maximum > float("-inf"), maximum, 0.0)
     found = tl.sum(total * tl.exp(part - maximum), axis=0)
     return tl.where(found > 0.0, maximum + tl.log(tl.where(found > 0.0, found, 1.0)), 0.0)
-
-
-@triton.jit
-def _best(maxima, indices, row, blocks, BLOCKS: tl.constexpr):  # noqa: N803
-    """The index of a row's maximum, the lowest at a tie."""
-    block = tl.arange(0, BLOCKS)
-    part = tl.load(maxima + row.to(tl.int64) * blocks + block, mask=block < blocks, other=float("-inf"))
-    _, first = tl.max(part, axis=0, return_indices=True)
-    return tl.load(indices + row.to(tl.int64) * blocks + first)
 
 
 @triton.jit
@@ -180,7 +169,8 @@ def _race(
         if going:
             draft = tl.load(drafts + request * (WIDTH - 1) + place).to(tl.int64)
             if temperature == 0.0:
-                going = _best(p_max, p_best, row + place, blocks, BLOCKS) == draft
+                _, argmax = best(p_max, p_best, row + place, blocks, BLOCKS)
+                going = argmax == draft
             else:
                 x = _load_anchor(rows, request, place, draft, True, temperature, HAS_PROCESSED)
                 log_p = x - _log_sum(p_max, p_sum, row + place, blocks, BLOCKS)
@@ -213,21 +203,9 @@ def _race(
             rest = tl.where(left > 0.0, tl.log(tl.where(left > 0.0, left, 1.0)), float("-inf"))
         rest = tl.where(column == draft, float("-inf"), rest)
     runner = noise.log_exponential(seed, column, position + accepted, _RESAMPLE)
-    out = request * race_blocks + block
-    value, first = tl.max(tl.where(mask, rest - runner, float("-inf")), axis=0, return_indices=True)
-    tl.store(race_value + out, value)
-    tl.store(race_index + out, block * BLOCK + first)
-    value, first = tl.max(tl.where(mask, log_p - runner, float("-inf")), axis=0, return_indices=True)
-    tl.store(plain_value + out, value)
-    tl.store(plain_index + out, block * BLOCK + first)
-
-
-@triton.jit
-def _winner(values, indices, request, blocks, BLOCKS: tl.constexpr):  # noqa: N803
-    block = tl.arange(0, BLOCKS)
-    part = tl.load(values + request * blocks + block, mask=block < blocks, other=float("-inf"))
-    value, first = tl.max(part, axis=0, return_indices=True)
-    return value, tl.load(indices + request * blocks + first)
+    rest, plain = tl.where(mask, rest - runner, float("-inf")), tl.where(mask, log_p - runner, float("-inf"))
+    store_best(race_value, race_index, request, race_blocks, block, rest, BLOCK)
+    store_best(plain_value, plain_index, request, race_blocks, block, plain, BLOCK)
 
 
 @triton.jit
@@ -255,11 +233,11 @@ def _finish(
     accepted = tl.load(accepted_in + request)
     slot = tl.load(slots + request).to(tl.int64)
     if tl.load(temperatures + slot) == 0.0:
-        token = _best(p_max, p_best, request * WIDTH + accepted, blocks, BLOCKS)
+        _, token = best(p_max, p_best, request * WIDTH + accepted, blocks, BLOCKS)
     else:
-        value, token = _winner(race_value, race_index, request, race_blocks, RACE_BLOCKS)
+        value, token = best(race_value, race_index, request, race_blocks, RACE_BLOCKS)
         if value == float("-inf"):  # p and q are equal up to rounding: nothing is left, and p is as good
-            _, token = _winner(plain_value, plain_index, request, race_blocks, RACE_BLOCKS)
+            _, token = best(plain_value, plain_index, request, race_blocks, RACE_BLOCKS)
     place = tl.arange(0, PADDED)
     own = tl.load(drafts + request * (WIDTH - 1) + place, mask=place < WIDTH - 1, other=-1)
     line = tl.where(place < accepted, own, tl.where(place == accepted, token.to(tl.int64), -1))
@@ -283,18 +261,18 @@ def verify_rows(rows: Rows) -> Verdict:
     tokens = torch.empty(batch, width, dtype=torch.int64, device=device)
     if batch == 0:
         return Verdict(tokens, emitted)
-    given = _arguments(rows)
+    anchors, proposal = _pointers(rows)
     flags = {"HAS_PROPOSAL": rows.proposal is not None, "HAS_PROCESSED": rows.processed is not None}
     padded = triton.next_power_of_2(blocks)
     stats = (p_max, p_sum, p_best, q_max, q_sum, blocks)
     _row_stats[(batch * width, blocks)](
-        *stats, *given.anchors, rows.num_drafts, rows.slot, rows.temperature, *given.proposal, vocabulary,
+        *stats, *anchors, rows.num_drafts, rows.slot, rows.temperature, *proposal, vocabulary,
         WIDTH=width, BLOCK=STATS_BLOCK, **flags,
     )  # fmt: skip
     race = (race_value, race_index, plain_value, plain_index)
     _race[(batch, race_blocks)](
-        *race, accepted, race_blocks, *stats, *given.anchors, rows.num_drafts, rows.drafts, rows.position, rows.slot,
-        rows.temperature, rows.seed, *given.proposal, vocabulary,
+        *race, accepted, race_blocks, *stats, *anchors, rows.num_drafts, rows.drafts, rows.position, rows.slot,
+        rows.temperature, rows.seed, *proposal, vocabulary,
         WIDTH=width, BLOCK=RACE_BLOCK, BLOCKS=padded, **flags,
     )  # fmt: skip
     _finish[(batch,)](
@@ -305,12 +283,10 @@ def verify_rows(rows: Rows) -> Verdict:
     return Verdict(tokens, emitted)
 
 
-class _arguments:  # noqa: N801
-    """The tensors of `Rows` as the kernels take them: pointers and strides, a stand-in where there is none."""
-
-    def __init__(self, rows: Rows) -> None:
-        made = rows.processed if rows.processed is not None else rows.logits
-        first = rows.processed_first if rows.processed is not None else rows.first_row
-        self.anchors = (rows.logits, rows.logits.stride(0), rows.first_row, made, made.stride(0), first)
-        q = rows.proposal
-        self.proposal = (rows.logits, 0, 0) if q is None else (q, q.stride(0), q.stride(1))
+def _pointers(rows: Rows) -> tuple[tuple, tuple]:
+    """The anchors' and the proposals' tensors as kernels take them, with strides; stand-ins where there are none."""
+    made = rows.processed if rows.processed is not None else rows.logits
+    first = rows.processed_first if rows.processed is not None else rows.first_row
+    anchors = (rows.logits, rows.logits.stride(0), rows.first_row, made, made.stride(0), first)
+    q = rows.proposal
+    return anchors, (rows.logits, 0, 0) if q is None else (q, q.stride(0), q.stride(1))

@@ -12,7 +12,7 @@ import torch
 from vllm_idlm.proposers.reference import GatedLoRA, decode
 
 from tests import tiny
-from tests.engines import engine, isd, proposer, stats, tokens
+from tests.engines import engine, isd, preemptions, proposer, stats, tokens
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3, 7, 11, 2], [5, 5, 9], [1, 2, 3, 4, 5, 6, 7, 8], [13], [40, 2, 40, 2, 40]]
@@ -129,14 +129,7 @@ def test_preemption(folders):
     want = tokens(ask(plain(folders), prompts, 90))
     small = {"num_gpu_blocks_override": 8, "block_size": 32, "enable_prefix_caching": False}
     llm = start(folders, True, disable_log_stats=False, **small)
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    preempted, original = [], scheduler._preempt_request
-
-    def preempt(request, *args, **kwargs):
-        preempted.append(request.request_id)
-        return original(request, *args, **kwargs)
-
-    scheduler._preempt_request = preempt
+    preempted = preemptions(llm)
     assert tokens(ask(llm, prompts, 90)) == want
     assert preempted, "the KV cache was large enough: nothing was preempted"
 

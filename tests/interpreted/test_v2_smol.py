@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 
 from tests.cases import SCHEMA, sampling
-from tests.engines import MASK, engine, isd, stats, tokens
+from tests.engines import MASK, engine, in_a_process, isd, stats, tokens
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 PROMPTS = [
@@ -35,7 +34,7 @@ llm = LLM(model, dtype="float32", enforce_eager=True, kv_cache_memory_bytes=200_
 assert not llm.llm_engine.vllm_config.use_v2_model_runner
 chats = [[{"role": "user", "content": p}] for p in prompts]
 outputs = llm.chat(chats, SamplingParams(temperature=0, max_tokens=length), use_tqdm=False)
-print("TOKENS", json.dumps([list(o.outputs[0].token_ids) for o in outputs]))
+print("FOUND", json.dumps([list(o.outputs[0].token_ids) for o in outputs]))
 """
 
 
@@ -44,10 +43,7 @@ def on_v1(model, config):
     given = json.dumps([model, OPTIONS, config, PROMPTS, LENGTH])
     env = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "VLLM_USE_V2_MODEL_RUNNER")}
     env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    done = subprocess.run([sys.executable, "-c", _ON_V1, given], env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("TOKENS "))
-    return json.loads(line.removeprefix("TOKENS "))
+    return in_a_process([sys.executable, "-c", _ON_V1, given], env)
 
 
 def ask(llm, prompts, params):

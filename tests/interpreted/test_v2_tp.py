@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
 
 from tests import tiny
+from tests.engines import in_a_process
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -47,11 +47,7 @@ def answers(script, model, **options):
     # The compiler would look for a real Triton behind the interpreter's stand-in.
     env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": ranks, "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": os.getcwd()}
     script.write_text(_SCRIPT)  # a file: workers import it again, and with it the stand-in
-    command = [sys.executable, str(script), given]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    line = next(line for line in done.stdout.splitlines() if line.startswith("FOUND "))
-    return json.loads(line.removeprefix("FOUND "))
+    return in_a_process([sys.executable, str(script), given], env)
 
 
 def greedy(model):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vllm_idlm.cli.screen import fail, out
+from vllm_idlm.cli.screen import fail, numbers, out
 
 
 def eval_acceptance(
@@ -28,8 +28,8 @@ def eval_acceptance(
     from vllm_idlm.data.errors import DataError
 
     try:
-        wanted = sorted({int(n) for n in _numbers("--strides", strides, 2, 16)})
-        heats = _numbers("--temperatures", temperatures, 0, 10)
+        wanted = sorted({int(n) for n in numbers("--strides", strides, 2, 16)})
+        heats = numbers("--temperatures", temperatures, 0, 10)
         found = _measure(
             data, model, lora, mask_token_id, split, wanted, heats,
             samples, max_tokens, dtype,
@@ -42,16 +42,6 @@ def eval_acceptance(
         (to / "acceptance.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         plot(found, to / "acceptance.png")
         out.print(f"Written to {to}", markup=False)
-
-
-def _numbers(option: str, text: str, low: float, high: float) -> list[float]:
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        found = []
-    if not found or not all(low <= x <= high for x in found):
-        raise ValueError(f"{option} {text}: give numbers from {low} to {high}, separated by commas")
-    return found
 
 
 def _measure(data, model, lora, mask, split, strides, temperatures, most, max_tokens, dtype) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_idlm.cli.screen import fail, out
+from vllm_idlm.cli.screen import fail, numbers, out
 
 
 def plan(
@@ -32,11 +32,13 @@ def plan(
 
     try:
         made = planner.Plan(planner.shape(model), planner.hardware(hardware), tensor_parallel, context, rank)
-        rates, counts = _rates(acceptance, most), [int(c) for c in concurrency.split(",")]
+        rates, counts = numbers("--acceptance", acceptance, 0, 1), [int(c) for c in concurrency.split(",")]
         if min(counts) < 1:
             raise planner.PlanError(f"--concurrency {concurrency!r}: numbers of requests are at least 1")
     except ValueError as error:
         fail(str(error), 2)
+    if len(rates) == 1:
+        rates *= most - 1
     table = Table("C", "plain ms", "tokens/s", "best n", "ms", "OH", "TPF", "tokens/s", "faster")
     for count in counts:
         plain, best = made.point(count, 1, rates), made.best(count, rates)
@@ -53,16 +55,3 @@ def plan(
         out.print("speculative_config: " + json.dumps({"method": "isd", "n": n, "schedule": schedule}), markup=False)
     else:
         out.print("Plain decoding is fastest at every number of requests: ISD does not pay at this acceptance here.")
-
-
-def _rates(text: str, most: int) -> list[float]:
-    """Conditional acceptances by place; the last of several is kept for the places behind it."""
-    from vllm_idlm.planner import PlanError
-
-    try:
-        found = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise PlanError(f"--acceptance {text!r}: give numbers from 0 to 1, such as 0.9 or 0.5,0.4,0.4") from None
-    if not all(0 <= rate <= 1 for rate in found):
-        raise PlanError(f"--acceptance {text!r}: allowed are numbers from 0 to 1")
-    return found * (most - 1) if len(found) == 1 else found

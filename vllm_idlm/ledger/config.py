@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from vllm_idlm.ledger.core import expect, expect_source, patch
+from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
 
 
 @patch(
@@ -166,7 +166,7 @@ def user_lora_needs_enable_lora(module: ModuleType) -> None:
     def _validate_params(self, params_, *args, **kwargs):
         from vllm_idlm.settings import wants_isd
 
-        if _isd(self.vllm_config):
+        if runs_isd(self.vllm_config):
             try:
                 wants_isd(params_)
             except ValueError as error:  # over HTTP any other class would be an internal error
@@ -198,11 +198,11 @@ def v2_config(module: ModuleType) -> None:
     @functools.wraps(unsupported)
     def _get_v2_model_runner_unsupported_features(self):
         found = unsupported(self)
-        return [f for f in found if f != "speculative method 'custom_class'"] if _isd(self) else found
+        return [f for f in found if f != "speculative method 'custom_class'"] if runs_isd(self) else found
 
     @functools.wraps(post_init)
     def __post_init__(self, *args, **kwargs):  # noqa: N807
-        checking.append(_isd(self) and self.use_v2_model_runner)
+        checking.append(runs_isd(self) and self.use_v2_model_runner)
         if checking[-1]:
             from vllm_idlm.engine_args import fit_v2
 
@@ -221,9 +221,3 @@ def v2_config(module: ModuleType) -> None:
 
     config._get_v2_model_runner_unsupported_features = _get_v2_model_runner_unsupported_features
     config.__post_init__, module.get_args = __post_init__, methods
-
-
-def _isd(vllm_config) -> bool:
-    from vllm_idlm import settings
-
-    return settings.of(vllm_config) is not None

@@ -109,6 +109,13 @@ def expect_source(owner: object, attribute: str, *fragments: str) -> Callable:
     return target
 
 
+def runs_isd(vllm_config: object) -> bool:
+    """`settings.runs_isd`, for patches: they must not import the settings (pydantic) before they run."""
+    from vllm_idlm import settings
+
+    return settings.runs_isd(vllm_config)
+
+
 def _apply_all(module: ModuleType) -> None:
     """Apply the module's patches. One that does not fit is kept for `require`: without ISD, vLLM runs as ever."""
     done = module.__dict__.setdefault(_MARK, set())

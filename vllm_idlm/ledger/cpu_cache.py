@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from vllm_idlm.ledger.core import expect_source, patch
+from vllm_idlm.ledger.core import expect_source, patch, runs_isd
 
 
 @patch(
@@ -25,13 +25,7 @@ def cpu_compile_cache(module: ModuleType) -> None:
         from torch._dynamo.aot_compile_types import BundledAOTAutogradSerializableCallable as Loaded
         from vllm.platforms import current_platform
 
-        from vllm_idlm import settings
-
-        if (
-            settings.of(model.vllm_config) is None
-            or not current_platform.is_cpu()
-            or hasattr(Loaded, "finalize_loading")
-        ):
+        if not runs_isd(model.vllm_config) or not current_platform.is_cpu() or hasattr(Loaded, "finalize_loading"):
             return original(model, *args, **kwargs)
         Loaded.finalize_loading = lambda self, vllm_config: None
         try:

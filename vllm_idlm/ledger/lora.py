@@ -6,7 +6,7 @@ import functools
 import logging
 from types import ModuleType
 
-from vllm_idlm.ledger.core import expect, expect_source, patch
+from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
 
 WRAPPER = "vllm_idlm.punica.RowPunicaWrapper"
 log = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def cpu_row_lora(module: ModuleType) -> None:
     def get_punica_wrapper(cls):
         from vllm.config import get_current_vllm_config_or_none
 
-        if not _isd(get_current_vllm_config_or_none()):
+        if not runs_isd(get_current_vllm_config_or_none()):
             return original(cls)
         fault = "changes rows without an adapter" if stock_touches_other_rows() else "is right, but slow"
         log.info("LoRA runs on selected rows (ledger: cpu-row-lora); vLLM's own CPU LoRA %s here", fault)
@@ -63,7 +63,7 @@ def cpu_compiled_lora(module: ModuleType) -> None:
 
         asked = vllm_config.compilation_config.mode
         original(cls, vllm_config)
-        if vllm_config.lora_config is not None and _isd(vllm_config):
+        if vllm_config.lora_config is not None and runs_isd(vllm_config):
             once = asked == CompilationMode.VLLM_COMPILE  # which is what CPU makes of it
             vllm_config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE if once else asked
 
@@ -88,12 +88,6 @@ def lora_layer_view(module: ModuleType) -> None:
         original(self, view(self) if view else punica_wrapper)
 
     layer.set_mapping = set_mapping
-
-
-def _isd(vllm_config) -> bool:
-    from vllm_idlm import settings
-
-    return vllm_config is not None and settings.of(vllm_config) is not None
 
 
 def stock_touches_other_rows() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from vllm_idlm.ledger.core import expect, expect_source, patch
+from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
 
 _V1 = "vllm.v1.worker.gpu_model_runner"
 
@@ -157,9 +157,7 @@ def logits_processors(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def build_logitsprocs(vllm_config, device, is_pin_memory, is_pooling_model, custom_logitsprocs=()):
-        from vllm_idlm import settings
-
-        if settings.of(vllm_config) is None or custom_logitsprocs:
+        if not runs_isd(vllm_config) or custom_logitsprocs:
             return original(vllm_config, device, is_pin_memory, is_pooling_model, custom_logitsprocs)
         from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 

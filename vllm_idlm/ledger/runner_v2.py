@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from vllm_idlm.ledger.core import expect, expect_source, patch
+from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
 from vllm_idlm.ledger.runner import keep_draft_lora
 
 _V2 = "vllm.v1.worker.gpu.model_runner"
@@ -24,9 +24,7 @@ def speculator(module: ModuleType) -> None:
 
     @functools.wraps(original)
     def init_speculator(vllm_config, device, req_states):
-        from vllm_idlm import settings
-
-        if settings.of(vllm_config) is None:
+        if not runs_isd(vllm_config):
             return original(vllm_config, device, req_states)
         from vllm_idlm.v2.speculator import ISDSpeculator
 
@@ -50,9 +48,9 @@ def attach(module: ModuleType) -> None:
     @functools.wraps(original)
     def load_model(self, *args, **kwargs):
         original(self, *args, **kwargs)
-        if isd := _isd(self):
-            self.isd = isd
-            isd.attach(self)
+        if runs_isd(self.vllm_config):
+            self.isd = self.speculator
+            self.isd.attach(self)
 
     runner.load_model = load_model
     runner.maybe_setup_dummy_loras = keep_draft_lora(runner)
@@ -75,7 +73,7 @@ def rows(module: ModuleType) -> None:
     @functools.wraps(prepare)
     def prepare_inputs(self, *args, **kwargs):
         batch = prepare(self, *args, **kwargs)
-        if isd := _isd(self):
+        if isd := getattr(self, "isd", None):
             isd.begin_step(batch)
         return batch
 
@@ -105,7 +103,7 @@ def counts(module: ModuleType) -> None:
 
     @functools.wraps(sample)
     def sample_tokens(self, *args, **kwargs):
-        at_hand[:] = [_isd(self)]
+        at_hand[:] = [getattr(self, "isd", None)]
         try:
             return sample(self, *args, **kwargs)
         finally:
@@ -120,9 +118,3 @@ def counts(module: ModuleType) -> None:
         return counting(original)(at_hand[0], *args, **kwargs)
 
     runner.sample_tokens, module.AsyncOutput = sample_tokens, output
-
-
-def _isd(runner):
-    """The runner's ISD speculator, or None. No import of V2 where nothing uses it."""
-    found = getattr(runner, "speculator", None)
-    return found if type(found).__module__ == "vllm_idlm.v2.speculator" else None

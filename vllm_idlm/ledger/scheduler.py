@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from vllm_idlm.ledger.core import expect, expect_source, patch
+from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 
@@ -25,7 +25,7 @@ def masks_are_no_drafts(module: ModuleType) -> None:
 
     @functools.wraps(update)
     def update_from_output(self, scheduler_output, model_runner_output):
-        if _isd(self):
+        if runs_isd(self.vllm_config):
             slots = scheduler_output.scheduled_spec_decode_tokens
             drafts = getattr(model_runner_output, "isd_drafts", None)  # of Model Runner V2, which alone knows there
             scheduler_output.num_invalid_spec_tokens = {
@@ -37,7 +37,7 @@ def masks_are_no_drafts(module: ModuleType) -> None:
     def make_spec_decoding_stats(
         self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
     ):
-        if _isd(self) and num_draft_tokens == (num_invalid_spec_tokens or {}).get(request_id, 0):
+        if runs_isd(self.vllm_config) and num_draft_tokens == (num_invalid_spec_tokens or {}).get(request_id, 0):
             return spec_decoding_stats
         return stats(
             self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
@@ -66,7 +66,7 @@ def draft_lora_slot(module: ModuleType) -> None:
         original(self, *args, **kwargs)
         from vllm_idlm.engine_args import USER_LORAS
 
-        if _isd(self) and self.lora_config is not None:
+        if runs_isd(self.vllm_config) and self.lora_config is not None:
             self.lora_config = copy.copy(self.lora_config)
             self.lora_config.max_loras = self.vllm_config.additional_config[USER_LORAS]
 
@@ -91,7 +91,7 @@ def requests_may_opt_out(module: ModuleType) -> None:
     @functools.wraps(original)
     def _update_after_schedule(self, scheduler_output):
         original(self, scheduler_output)
-        if _isd(self):
+        if runs_isd(self.vllm_config):
             from vllm_idlm.settings import wants_isd
 
             for request in map(self.requests.get, scheduler_output.num_scheduled_tokens):
@@ -121,7 +121,7 @@ def grammar_keeps_slots(module: ModuleType) -> None:
 
     @functools.wraps(validate)
     def validate_tokens(self, request, spec_tokens):
-        if not _isd(self):
+        if not runs_isd(self.vllm_config):
             return validate(self, request, spec_tokens)
         from vllm_idlm.settings import wants_isd
 
@@ -129,7 +129,7 @@ def grammar_keeps_slots(module: ModuleType) -> None:
 
     @functools.wraps(bitmask)
     def grammar_bitmask(self, requests, structured_output_request_ids, scheduled_spec_decode_tokens):
-        if _isd(self):
+        if runs_isd(self.vllm_config):
             slots = dict(scheduled_spec_decode_tokens)
             for request in structured_output_request_ids:
                 if given := slots.get(request):
@@ -139,11 +139,3 @@ def grammar_keeps_slots(module: ModuleType) -> None:
         return bitmask(self, requests, structured_output_request_ids, scheduled_spec_decode_tokens)
 
     manager.validate_tokens, manager.grammar_bitmask = validate_tokens, grammar_bitmask
-
-
-def _isd(owner) -> bool:
-    """Whether the engine that `owner` belongs to runs ISD."""
-    from vllm_idlm.settings import KEY
-
-    extra = owner.vllm_config.additional_config
-    return isinstance(extra, dict) and KEY in extra

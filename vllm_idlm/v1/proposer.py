@@ -12,51 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from vllm_idlm import settings as isd_settings
 from vllm_idlm.engine_args import DRAFT_LORA_ID
+from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import propose as draw
 from vllm_idlm.proposers.state import MASK, Records, Row, all_accepted, plan_slots
 from vllm_idlm.v1 import noise
 from vllm_idlm.v1.sampler import ISDSampler
-from vllm_idlm.v1.stats import ISDStats
 
 
-class ISDProposer:
+class ISDProposer(EngineState):
     """One engine's ISD state: the settings, the record of each request, the rows of the step at hand."""
 
     def __init__(self, vllm_config: Any) -> None:
-        found = isd_settings.of(vllm_config)
-        if found is None or found.mask_token_id is None:
-            raise isd_settings.SettingsError(
-                f"{type(self).__name__} needs additional_config['isd']; ask for it by speculative_config "
-                '{"method": "isd", "n": 4} with the vllm-idlm plugin installed'
-            )
-        self.settings = found
-        self.mask_token_id: int = found.mask_token_id
+        super().__init__(vllm_config)
         self.records = Records()
         self.rows: dict[str, Row] = {}  # of this step's forward, by request
-        self.stats = ISDStats()
-        self.runner: Any = None
-        self.draft_lora: Any = None
 
     def attach(self, runner: Any) -> None:
         """Take the runner's place for verification: `runner.rejection_sampler` becomes ours."""
         self.runner = runner
         runner.rejection_sampler = ISDSampler(runner.sampler, self)
-
-    def load_model(self, model: Any) -> None:
-        """Load the gated draft adapter (if any) into vLLM's LoRA slots, for good."""
-        if self.settings.lora is None:
-            return
-        from vllm.lora.request import LoRARequest
-
-        self.draft_lora = LoRARequest("isd-draft", DRAFT_LORA_ID, self.settings.lora)
-        self.runner.add_lora(self.draft_lora)
-        self.runner.pin_lora(DRAFT_LORA_ID)
-
-    def reset_stats(self) -> None:
-        """Start counting anew; a trace that was on stays on."""
-        self.stats = ISDStats(trace=None if self.stats.trace is None else {})
 
     # -- before the forward
 
@@ -111,20 +86,19 @@ class ISDProposer:
             if row.masks and tokens and all_accepted(row, len(tokens))
         ]
         drafts, logits = self._draw(fresh, rows)
+        self.stats.observe([
+            (request, row, tokens)
+            for request, row, tokens in zip(requests, rows, sampled_token_ids, strict=True)
+            if tokens and len(self.runner.requests[request].output_token_ids) > len(tokens)
+        ])  # fmt: skip
         most = self.settings.stride(len(requests)) - 1
-        slots = []
-        for i, (request, tokens) in enumerate(zip(requests, sampled_token_ids, strict=True)):
-            slots.append(self._next_slots(request, rows[i], tokens, drafts.get(i, [])[:most], most, logits.get(i)))
-        return slots
+        return [
+            self._next_slots(request, drafts.get(i, [])[:most], most, logits.get(i)) if tokens else []  # []: a prompt
+            for i, (request, tokens) in enumerate(zip(requests, sampled_token_ids, strict=True))
+        ]
 
-    def _next_slots(
-        self, request: str, row: Row, tokens: list[int], drafts: list[int], masks: int, logits: Any
-    ) -> list[int]:
-        if not tokens:  # a chunk of a prompt
-            return []
+    def _next_slots(self, request: str, drafts: list[int], masks: int, logits: Any) -> list[int]:
         state = self.runner.requests[request]
-        if len(state.output_token_ids) > len(tokens):
-            self.stats.observe(request, row, tokens)
         limit = min(state.sampling_params.max_tokens or self.runner.max_model_len, self.runner.max_model_len)
         k, m = plan_slots(len(drafts), masks, limit - len(state.output_token_ids))
         return self.records.hand_over(request, Row(drafts[:k], m, logits[:k] if logits is not None else None))

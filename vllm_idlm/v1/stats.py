@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
 
-from vllm_idlm.proposers.state import Row, all_accepted
+from vllm_idlm.proposers.state import Row
 
 
 @dataclass
@@ -33,31 +33,15 @@ class ISDStats:
         yield
         self.seconds += time.perf_counter() - began
 
-    def observe(self, request: str, row: Row, tokens: list[int]) -> None:
-        """Count one decode forward of `request` over `row` that emitted `tokens`."""
-        k = len(row.drafts)
-        if k == 0:
-            self.cold += 1
-        elif all_accepted(row, len(tokens)):
-            self.accepted_all += 1
-        else:
-            self.rejected += 1
-        self.emitted += len(tokens)
-        while len(self.drafted_per_position) < k:
-            self.drafted_per_position.append(0)
-            self.accepted_per_position.append(0)
-        for place in range(k):
-            self.drafted_per_position[place] += 1
-            self.accepted_per_position[place] += place < len(tokens) - 1
+    def observe(self, forwards: Sequence[tuple[str, Row, list[int]]]) -> None:
+        """Count one decode forward of each of several requests: request, its row, the tokens it emitted."""
+        drafts = np.array([len(row.drafts) for _, row, _ in forwards], dtype=np.int64)
+        self.count(drafts, np.array([len(tokens) for _, _, tokens in forwards], dtype=np.int64))
         if self.trace is not None:
-            self.record(request, row, tokens)
+            for forward in forwards:
+                self.record(*forward)
 
-    def record(self, request: str, row: Row, tokens: list[int]) -> None:
-        """Enter a forward into the trace."""
-        forward = {"drafts": list(row.drafts), "masks": row.masks, "accepted": len(tokens) - 1, "tokens": list(tokens)}
-        self.trace.setdefault(request, []).append(forward)
-
-    def observe_batch(self, drafts: np.ndarray, emitted: np.ndarray) -> None:
+    def count(self, drafts: np.ndarray, emitted: np.ndarray) -> None:
         """Count one decode forward of each of several requests: [B] drafts verified and [B] tokens emitted (> 0)."""
         had = drafts > 0
         whole = emitted == drafts + 1
@@ -72,6 +56,11 @@ class ISDStats:
         for place in range(most):
             self.drafted_per_position[place] += int((drafts > place).sum())
             self.accepted_per_position[place] += int(((drafts > place) & (emitted - 1 > place)).sum())
+
+    def record(self, request: str, row: Row, tokens: list[int]) -> None:
+        """Enter a forward into the trace."""
+        forward = {"drafts": list(row.drafts), "masks": row.masks, "accepted": len(tokens) - 1, "tokens": list(tokens)}
+        self.trace.setdefault(request, []).append(forward)
 
     def as_dict(self) -> dict:
         """Plain numbers, with `forwards` and `tpf` (None before the first forward) worked out."""

@@ -49,8 +49,8 @@ class Mapping:
         found = np.fromiter((table[i] if i > 0 else -1 for i in ids.tolist()), dtype=np.int64, count=len(ids))
         return async_tensor_h2d(found, device=device)
 
-    def begin(self, tokens: int, rows: int) -> tuple[Tensor, Tensor]:
-        """The buffers of token rows and of rows with logits, to be filled up to `tokens` and `rows`; -1 elsewhere."""
+    def begin(self) -> tuple[Tensor, Tensor]:
+        """The buffers of token rows and of rows with logits, to be filled as far as the step reaches; -1 elsewhere."""
         self._manager._last_mapping = None  # vLLM's own mapping is not in the buffers any more
         wrapper = self._wrapper
         wrapper._token_lora_indices.fill_(-1)

@@ -37,7 +37,7 @@ def counting(parent: type) -> type:
             output.isd_drafts = dict(zip(output.req_ids, self._drafts.tolist(), strict=True))
             emitted = np.fromiter(map(len, output.sampled_token_ids), dtype=np.int64, count=len(self._drafts))
             counted = np.flatnonzero(self._decodes & (emitted > 0))
-            self._isd.stats.observe_batch(self._drafts[counted], emitted[counted])
+            self._isd.stats.count(self._drafts[counted], emitted[counted])
             if self._ids is not None and self._isd.stats.trace is not None:
                 for i in counted.tolist():
                     row = Row(self._ids[i, : self._drafts[i]].tolist(), int(self._masks[i]))

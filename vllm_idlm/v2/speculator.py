@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
-from vllm_idlm import settings as isd_settings
 from vllm_idlm.engine_args import DRAFT_LORA_ID
+from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
-from vllm_idlm.v1.stats import ISDStats
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
 from vllm_idlm.v2.sampler import ISDRejectionSampler
 
@@ -32,32 +31,28 @@ class Step:
     """One forward of a batch of B requests, by what only the device knows."""
 
     batch: Any  # vLLM's InputBatch
+    layout: Batch
     drafts: Tensor  # [B] int32, drafts to verify
     masks: Tensor  # [B] int32, mask slots behind them
     position: Tensor  # [B] int64, place in the sequence of the first row that has logits
     logits: Tensor | None = None  # [rows, V], of the forward; None if it had no slots
 
 
-class ISDSpeculator(BaseSpeculator):
+class ISDSpeculator(EngineState, BaseSpeculator):
     """One engine's ISD state on the device. Its attributes are by request slot (R = max_num_seqs)."""
 
     supports_mm_inputs = False
 
     def __init__(self, vllm_config: Any, device: torch.device, req_states: Any) -> None:
-        found = isd_settings.of(vllm_config)
-        self.settings: isd_settings.ISDSettings = found
-        self.mask_token_id: int = found.mask_token_id
+        super().__init__(vllm_config)
         self.device = device
         self.req_states = req_states
         slots = vllm_config.scheduler_config.max_num_seqs
         self.num_drafts = torch.zeros(slots, dtype=torch.int32, device=device)  # of each request's next forward
         self.proposal = self._reserve(vllm_config, slots)
         self.draft_logits = None  # vLLM's own cache of q has twice the rows and is not used
-        self.stats = ISDStats()
         self.synthetic: float | None = None  # benchmarks only: drafts pass at this rate, whatever they are
         self.step: Step | None = None
-        self.runner: Any = None
-        self.draft_lora: Any = None
         self._mapping: Mapping | None = None
 
     def _reserve(self, vllm_config: Any, slots: int) -> Tensor | None:
@@ -81,28 +76,14 @@ class ISDSpeculator(BaseSpeculator):
             runner.lora_state = GatedLoraState(runner.lora_state, self.draft_lora)
             self._mapping = Mapping(runner.lora_manager._adapter_manager)
 
-    def load_model(self, model: Any) -> None:
-        """Load the gated draft adapter (if any) into vLLM's LoRA slots, for good."""
-        if self.settings.lora is None:
-            return
-        from vllm.lora.request import LoRARequest
-
-        self.draft_lora = LoRARequest("isd-draft", DRAFT_LORA_ID, self.settings.lora)
-        self.runner.add_lora(self.draft_lora)
-        self.runner.pin_lora(DRAFT_LORA_ID)
-
-    def reset_stats(self) -> None:
-        """Start counting anew; a trace that was on stays on."""
-        self.stats = ISDStats(trace=None if self.stats.trace is None else {})
-
     # -- before the forward
 
     def begin_step(self, batch: Any) -> None:
-        """Work out what the rows of `batch` (an InputBatch) are, and which adapter each takes."""
+        """Work out what the rows of `batch` (an InputBatch) are; with an adapter, `set_active_loras` does."""
         with self.stats.timed():
             requests = batch.num_reqs
             drafts, masks = torch.empty(2, requests, dtype=torch.int32, device=self.device)
-            rows = Batch(
+            layout = Batch(
                 batch.query_start_loc[: requests + 1],
                 batch.cu_num_logits,
                 batch.seq_lens[:requests],
@@ -111,23 +92,20 @@ class ISDSpeculator(BaseSpeculator):
                 self.num_drafts,
             )
             counts = batch.cu_num_logits[1:] - batch.cu_num_logits[:-1]
-            self.step = Step(batch, drafts, masks, (batch.seq_lens[:requests] - counts).long())
+            self.step = Step(batch, layout, drafts, masks, (batch.seq_lens[:requests] - counts).long())
             if self._mapping is None:
                 none = torch.full_like(drafts, -1)
                 tokens = torch.empty(batch.num_tokens, dtype=torch.int32, device=self.device)
-                gate(rows, none, -1, Gate(drafts, masks, tokens, torch.empty_like(tokens)))
-            else:
-                self.step_rows, self.step_gate = rows, (drafts, masks)
+                gate(layout, none, -1, Gate(drafts, masks, tokens, torch.empty_like(tokens)))
 
     def set_active_loras(self, ids: Any, requests: set[Any]) -> None:
         """Activate the adapters of this step, and map each row to its own. ids: [B] adapter id of each request."""
         with self.stats.timed():
             self.runner.lora_manager._apply_adapters(requests)
-            batch = self.step.batch
-            own = self._mapping.slots(ids, self.device)
-            tokens, rows = self._mapping.begin(batch.num_tokens, int(batch.cu_num_logits_np[-1]))
-            gate(self.step_rows, own, self._mapping.slot_of(DRAFT_LORA_ID), Gate(*self.step_gate, tokens, rows))
-            self._mapping.finish(batch.num_tokens, int(batch.cu_num_logits_np[-1]))
+            step, mapping = self.step, self._mapping
+            out = Gate(step.drafts, step.masks, *mapping.begin())
+            gate(step.layout, mapping.slots(ids, self.device), mapping.slot_of(DRAFT_LORA_ID), out)
+            mapping.finish(step.batch.num_tokens, int(step.batch.cu_num_logits_np[-1]))
 
     # -- after the sampler
 

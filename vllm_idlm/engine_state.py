@@ -1,0 +1,40 @@
+"""What ISD's adapters to both model runners hold: settings, counts, the runner and the draft adapter in its slots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm_idlm import settings as isd_settings
+from vllm_idlm.engine_args import DRAFT_LORA_ID
+from vllm_idlm.v1.stats import ISDStats
+
+
+class EngineState:
+    """One engine's ISD. `runner` is set by `attach`, once vLLM has built it."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        found = isd_settings.of(vllm_config)
+        if found is None or found.mask_token_id is None:
+            raise isd_settings.SettingsError(
+                f"{type(self).__name__} needs additional_config['isd']; ask for it by speculative_config "
+                '{"method": "isd", "n": 4} with the vllm-idlm plugin installed'
+            )
+        self.settings = found
+        self.mask_token_id: int = found.mask_token_id
+        self.stats = ISDStats()
+        self.runner: Any = None
+        self.draft_lora: Any = None
+
+    def load_model(self, model: Any) -> None:
+        """Load the gated draft adapter (if any) into vLLM's LoRA slots, for good."""
+        if self.settings.lora is None:
+            return
+        from vllm.lora.request import LoRARequest
+
+        self.draft_lora = LoRARequest("isd-draft", DRAFT_LORA_ID, self.settings.lora)
+        self.runner.add_lora(self.draft_lora)
+        self.runner.pin_lora(DRAFT_LORA_ID)
+
+    def reset_stats(self) -> None:
+        """Start counting anew; a trace that was on stays on."""
+        self.stats = ISDStats(trace=None if self.stats.trace is None else {})
