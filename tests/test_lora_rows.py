@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from vllm_idlm.kernels import lora
+from vllm_idlm.kernels import lora, native
 from vllm_idlm.kernels.lora import cpu, naive
 
 F32, BF16 = torch.float32, torch.bfloat16
@@ -177,11 +177,11 @@ def test_without_a_compiler_the_plain_form_serves(tmp_path):
 
 def test_the_library_is_built_once_and_found_again(tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_IDLM_CACHE", str(tmp_path))
-    path = cpu.library_path()
+    path = native.library_path(cpu.SOURCE)
     assert path.is_relative_to(tmp_path)
     path.parent.mkdir(parents=True)
     path.write_bytes(b"built before")
-    assert cpu.build() == path
+    assert native.build(cpu.SOURCE) == path
     assert path.read_bytes() == b"built before"
 
 

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 
 import torch
+from vllm_idlm.kernels import native
 
 from . import cpu, naive
 
@@ -19,7 +20,7 @@ def load() -> str:
     try:
         cpu.load()
         return "compiled"
-    except cpu.BuildError as error:
+    except native.BuildError as error:
         log.warning("LoRA of selected rows runs in plain torch, several times slower: %s", error)
     torch.library.custom_op("vllm_idlm::add_lora_rows_", _naive, mutates_args=("y",), device_types="cpu")
     return "naive"
