@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from vllm_idlm.proposers.state import plan_slots
+from vllm_idlm.proposers.state import plan_groups, plan_slots
 
 Oracle = Callable[[list[int], int], Sequence[int]]
 
@@ -31,7 +31,8 @@ class Forward:
     masks: int  # mask slots it carried
     accepted: int  # drafts accepted, from the left
     emitted: tuple[int, ...]  # the accepted drafts and one more token
-    proposals: tuple[int, ...]  # drafts for the next forward; empty after a rejection
+    proposals: tuple[int, ...]  # drafts for the next forward; empty if no masks stood behind what was accepted
+    extra: tuple[tuple[int, int], ...] = ()  # extra groups of masks it carried: (j accepted, masks)
 
 
 @dataclass
@@ -61,6 +62,7 @@ def decode(
     eos_token_id: int | None = None,
     draft_sampling: str = "probabilistic",
     oracle: Oracle | None = None,
+    groups: Sequence[int] = (),
 ) -> Trace:
     """Decode one request with stride n (n = 1: plain decoding).
 
@@ -73,6 +75,8 @@ def decode(
                     proposal.
     oracle:         `oracle(tokens, m)` gives at most m drafts to follow `tokens` (prompt and answer so far) in place of
                     the model's own; they are verified as one-hot proposals.
+    groups:         extra groups of masks, by the number of drafts accepted: here a forward of its own over
+                    `[prefix, x, d1..dj, M..]`, which is what such a group is to compute.
     """
     if draft_sampling not in ("probabilistic", "greedy"):
         raise ValueError(f"draft_sampling={draft_sampling!r}: must be 'probabilistic' or 'greedy'.")
@@ -90,12 +94,16 @@ def decode(
         logits = _logits(model, [*tokens, *[mask_token_id] * m], m, lora)[len(sequence) - 1 :]
         emitted = sampler.verify(logits[: k + 1], drafts)
         accepted = len(emitted) - 1
+        extra = plan_groups(k, n - 1, max_tokens - len(trace.tokens), groups)
         proposals = sampler.propose(logits[k + 1 :]) if accepted == k else []
+        if masks := dict(extra).get(accepted, 0):
+            group = [*tokens[: len(sequence) + accepted], *[mask_token_id] * masks]
+            proposals = sampler.propose(_logits(model, group, masks, lora)[-masks:])
         if oracle is not None and accepted == k:
             proposals = [(d, sampler.one_hot(d, logits)) for d in oracle([*sequence, *emitted], m)]
         kind = "verify" if k else "cold"
         own = (tuple(d for d, _ in drafts), m, accepted, tuple(emitted), tuple(d for d, _ in proposals))
-        trace.forwards.append(Forward(kind, *own))
+        trace.forwards.append(Forward(kind, *own, extra))
         trace.tokens += _until(emitted, eos_token_id)
     return trace
 

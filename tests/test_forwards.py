@@ -21,12 +21,16 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["full", "gated"])
-@pytest.mark.parametrize("n", [2, 4, 8])
-def test_each_forward_equals_the_reference(folders, n, gated):
+@pytest.mark.parametrize(
+    ("n", "coverage"),
+    [(2, "last"), (4, "last"), (8, "last"), (2, "all"), (3, [1]), (4, "all"), (4, [2, 0]), (6, "all")],
+)
+def test_each_forward_equals_the_reference(folders, n, coverage, gated):
     from vllm import SamplingParams, TokensPrompt
 
     path, adapter = folders
-    settings = {"mask_token_id": 1, **({"lora": adapter} if gated else {})}
+    settings = {"mask_token_id": 1, "coverage": coverage, **({"lora": adapter} if gated else {})}
+    groups = coverage if isinstance(coverage, list) else range(n - 1) if coverage == "all" else ()
     options = {"skip_tokenizer_init": True, "max_model_len": 128}
     llm = engine(path, speculative_config=isd(n, **settings), **options)
     llm.collective_rpc("isd_trace", args=(True,))
@@ -38,10 +42,11 @@ def test_each_forward_equals_the_reference(folders, n, gated):
     lora = GatedLoRA(model, adapter) if gated else None
     accepted = 0
     for output, prompt in zip(outputs, PROMPTS, strict=True):
-        want = decode(model, prompt, n=n, mask_token_id=1, max_tokens=LENGTH, lora=lora)
+        want = decode(model, prompt, n=n, mask_token_id=1, max_tokens=LENGTH, lora=lora, groups=groups)
         got = next(t for request, t in trace.items() if request.split("-")[0] == output.request_id)
         assert [f["drafts"] for f in got] == [list(f.drafts) for f in want.forwards]
         assert [(f["masks"], f["accepted"]) for f in got] == [(f.masks, f.accepted) for f in want.forwards]
+        assert [f.get("extra", []) for f in got] == [[list(g) for g in f.extra] for f in want.forwards]
         assert [f["tokens"] for f in got] == [list(f.emitted) for f in want.forwards]
         assert list(output.outputs[0].token_ids) == want.tokens
         accepted += sum(f.accepted for f in want.forwards)

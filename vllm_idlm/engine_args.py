@@ -1,7 +1,7 @@
 """From what the user gave vLLM (a zoo name, `{"method": "isd", ...}`, flags) to vLLM's own configuration.
 
 The functions take vLLM's `EngineArgs` and change it before vLLM builds its configuration; the ledger (`ledger.config`)
-calls them. ISD enters vLLM as a `custom_class` proposer with 2(n - 1) speculative tokens: drafts, then mask slots.
+calls them. ISD enters vLLM as a `custom_class` proposer whose speculative tokens are the slots of a row: drafts, masks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from vllm_idlm import ledger
 from vllm_idlm.fingerprint import FingerprintError, other_base
-from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, of, parse
+from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, of, parse, runs_isd
 
 PROPOSER = "vllm_idlm.v1.proposer.ISDProposer"
 WORKER_EXTENSION = "vllm_idlm.v1.worker.ISDWorkerExtension"
@@ -206,16 +206,17 @@ def fit_rows(args: Any, given_budget: int | None) -> None:
     given_budget: what the user gave, None for vLLM's default, which is raised. Raises SettingsError where the user's
     is too small and LoRA is on (vLLM refuses that too, in other words).
     """
-    if not isinstance(args.additional_config, dict) or KEY not in args.additional_config:
+    if not runs_isd(args):
         return
-    row = args.additional_config[KEY]["n"] * 2 - 1
+    settings = of(args)
+    row = 1 + settings.slots
     need = args.max_num_seqs * row
     if given_budget is None:
         args.max_num_batched_tokens = max(args.max_num_batched_tokens, need)
     elif args.enable_lora and given_budget < need:
         raise SettingsError(
             f"max_num_batched_tokens={given_budget} is too small for {args.max_num_seqs} requests (max_num_seqs) of "
-            f"{row} rows each (isd, n={(row + 1) // 2}, LoRA): allowed is at least {need}. Raise it, or lower "
+            f"{row} rows each (isd, n={settings.n}, LoRA): allowed is at least {need}. Raise it, or lower "
             "max_num_seqs or n"
         )
 
@@ -239,6 +240,11 @@ def fit_v2(config: Any) -> None:
                 "VLLM_USE_V2_MODEL_RUNNER=0 where Model Runner V1 takes it"
             )
     settings = of(config)
+    if settings.groups:
+        raise SettingsError(
+            f'"coverage": {settings.coverage!r} does not run on Model Runner V2 yet; allowed there is "last". Leave it '
+            "out, or set VLLM_USE_V2_MODEL_RUNNER=0"
+        )
     if settings.schedule:
         config.speculative_config.num_speculative_tokens_per_batch_size = [
             (first, last or max(first, config.scheduler_config.max_num_seqs), 2 * (stride - 1))

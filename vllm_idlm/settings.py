@@ -57,6 +57,12 @@ class ISDSettings(BaseModel):
     verify: Literal["standard"] = Field(
         "standard", description="Verification rule: standard speculative sampling (exact)."
     )
+    coverage: Literal["last", "all"] | list[int] = Field(
+        "last",
+        description="Which outcomes of a verify forward have mask slots waiting: the last (all drafts accepted; after "
+        "a rejection a forward drafts without verifying), all (no such cold forwards, for n - 1 rows an outcome), or "
+        "the last and a list of others by the number of drafts accepted: [0, 1].",
+    )
     schedule: list[list[int | None]] | None = Field(
         None,
         description="Stride by the number of requests in a forward, as [first, last, stride] in order, the last with "
@@ -80,6 +86,23 @@ class ISDSettings(BaseModel):
             raise ValueError("the last entry must have null for its end")
         return schedule
 
+    @field_validator("coverage")
+    @classmethod
+    def _coverage_is_below_the_last(cls, coverage: str | list[int], info: ValidationInfo) -> str | list[int]:
+        last = info.data.get("n", 16) - 1
+        if isinstance(coverage, list) and (
+            sorted(set(coverage)) != sorted(coverage) or not all(0 <= j < last for j in coverage)
+        ):
+            raise ValueError(f"a list holds different numbers from 0 to n - 2 = {last - 1}; {last} is always there")
+        return coverage
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The extra groups that a row may carry, by the number of drafts accepted."""
+        if isinstance(self.coverage, list):
+            return tuple(self.coverage)
+        return tuple(range(self.n - 1)) if self.coverage == "all" else ()
+
     def stride(self, requests: int) -> int:
         """The stride of a forward with that many requests."""
         for first, last, stride in self.schedule or []:
@@ -94,8 +117,8 @@ class ISDSettings(BaseModel):
 
     @property
     def slots(self) -> int:
-        """Most slots behind the pending token: n - 1 drafts and n - 1 masks."""
-        return 2 * (self.n - 1)
+        """Most slots behind the pending token: n - 1 drafts, n - 1 masks, and n - 1 for each extra group."""
+        return (2 + len(self.groups)) * (self.n - 1)
 
 
 def _refusal(error: ValidationError, given: dict[str, Any]) -> str:

@@ -63,6 +63,39 @@ def begin_step(module: ModuleType) -> None:
 
 
 @patch(
+    "v1-extra-groups",
+    _V1,
+    what="ISD hooks the engine's attention layers and metadata builders, and places the rows of extra groups, after "
+    "GPUModelRunner.initialize_kv_cache and _prepare_inputs",
+    why="vLLM numbers a request's rows on and attends to them causally; groups of mask slots behind each draft do "
+    "neither",
+    removed_by="positions and an attention mask of a proposer's own for speculative rows",
+)
+def extra_groups(module: ModuleType) -> None:
+    """Wrap `initialize_kv_cache` and `_prepare_inputs`."""
+    runner = module.GPUModelRunner
+    initialize = expect_source(runner, "initialize_kv_cache", "self.initialize_metadata_builders(")
+    prepare = expect_source(runner, "_prepare_inputs", "self.positions[:total_num_scheduled_tokens] = (")
+    expect_source(runner, "_prepare_inputs", "self.input_batch.block_table.compute_slot_mapping(")
+
+    @functools.wraps(initialize)
+    def initialize_kv_cache(self, *args, **kwargs):
+        result = initialize(self, *args, **kwargs)
+        if isd := getattr(self, "isd", None):
+            isd.attach_attention()
+        return result
+
+    @functools.wraps(prepare)
+    def _prepare_inputs(self, scheduler_output, num_scheduled_tokens):
+        result = prepare(self, scheduler_output, num_scheduled_tokens)
+        if isd := getattr(self, "isd", None):
+            isd.place_extra(num_scheduled_tokens)
+        return result
+
+    runner.initialize_kv_cache, runner._prepare_inputs = initialize_kv_cache, _prepare_inputs
+
+
+@patch(
     "v1-row-near-the-end",
     _V1,
     what="GPUModelRunner._input_fits_in_drafter is true for ISD",

@@ -1,8 +1,8 @@
 """ISD as a proposer of Model Runner V1: plans each forward's slots, and proposes from the logits it already computed.
 
 vLLM builds the class by its `custom_class` method; the ledger (`ledger.runner`) calls the other hooks in this order:
-`attach` after the runner was built, `load_model`; then each step `begin_step`, `lora_mapping`, (the forward), the
-sampler's `forward`, `propose`.
+`attach` after the runner was built, `load_model`, `attach_attention`; then each step `begin_step`, `place_extra`,
+`lora_mapping`, (the forward), the sampler's `forward`, `propose`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import propose as draw
-from vllm_idlm.proposers.state import MASK, Records, Row, all_accepted, plan_slots
+from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups, plan_slots
+from vllm_idlm.tail import TailAttention, plan
 from vllm_idlm.v1 import noise
 from vllm_idlm.v1.sampler import ISDSampler
 
@@ -27,11 +28,22 @@ class ISDProposer(EngineState):
         super().__init__(vllm_config)
         self.records = Records()
         self.rows: dict[str, Row] = {}  # of this step's forward, by request
+        self.tail: TailAttention | None = None  # with extra groups only
 
     def attach(self, runner: Any) -> None:
         """Take the runner's place for verification: `runner.rejection_sampler` becomes ours."""
         self.runner = runner
         runner.rejection_sampler = ISDSampler(runner.sampler, self)
+
+    def attach_attention(self) -> None:
+        """Hook the attention of extra groups, once vLLM has made its metadata builders; SettingsError if it cannot."""
+        if not self.settings.groups:
+            return
+        layers = self.runner.vllm_config.compilation_config.static_forward_context
+        names = [name for group in self.runner.kv_cache_config.kv_cache_groups for name in group.layer_names]
+        builders = [b for groups in self.runner.attn_groups for group in groups for b in group.metadata_builders]
+        self.tail = TailAttention()
+        self.tail.attach({name: layers[name] for name in names}, builders)
 
     # -- before the forward
 
@@ -57,16 +69,35 @@ class ISDProposer(EngineState):
         """The rows of this step, in the order of the runner's batch."""
         return [self.rows.get(request, Row()) for request in self.runner.input_batch.req_ids]
 
+    def place_extra(self, scheduled: np.ndarray) -> None:
+        """Give the rows of extra groups their places in the sequence; vLLM has numbered them on behind the row.
+
+        scheduled: [num_reqs] token rows of each request. Their slots in the cache keep vLLM's numbers.
+        """
+        if self.tail is None:
+            return
+        with self.stats.timed():
+            starts = np.cumsum(scheduled) - scheduled
+            computed = self.runner.input_batch.num_computed_tokens_cpu[: len(scheduled)]
+            self.tail.plan = found = plan(self.batch_rows(), starts, computed)
+            if found is not None:
+                device = self.runner.positions.device
+                rows = torch.from_numpy(found.fields[0].astype(np.int64)).to(device)
+                self.runner.positions[rows] = torch.from_numpy(found.positions).to(device)
+
     def lora_mapping(self, batch: Any, scheduled: np.ndarray, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adapter ids of all logits rows and of all token rows: the request's own, the draft adapter's at mask slots.
 
-        scheduled, sampled: [num_reqs] token rows and logits rows of each request; masks are the last rows of both.
+        scheduled, sampled: [num_reqs] token rows and logits rows of each request; drafts and
+        masks follow the pending token in both.
         """
         with self.stats.timed():
             own = batch.request_lora_mapping[: batch.num_reqs]
-            masks = np.array([row.masks for row in self.batch_rows()], dtype=np.int64)
+            rows = self.batch_rows()
+            first = np.array([1 + len(row.drafts) for row in rows], dtype=np.int64)
+            masks = np.array([row.all_masks for row in rows], dtype=np.int64)
             return tuple(
-                _mark_last(np.repeat(own, count), count, masks, DRAFT_LORA_ID) for count in (sampled, scheduled)
+                _mark(np.repeat(own, count), count, first, masks, DRAFT_LORA_ID) for count in (sampled, scheduled)
             )
 
     # -- after the sampler
@@ -74,18 +105,20 @@ class ISDProposer(EngineState):
     def propose(self, sampled_token_ids: list[list[int]], *_: Any, **__: Any) -> list[list[int]]:
         """The next slots of each request: drafts drawn at this forward's mask rows, then fresh masks (as `MASK`)."""
         self.stats.steps += 1
+        if self.tail is not None:
+            self.tail.plan = None
         with self.stats.timed():
             return self._propose(sampled_token_ids)
 
     def _propose(self, sampled_token_ids: list[list[int]]) -> list[list[int]]:
         rows = self.batch_rows()
         requests = self.runner.input_batch.req_ids
-        fresh = [
-            i
+        groups = [
+            (i, *row.group(len(tokens) - 1))
             for i, (row, tokens) in enumerate(zip(rows, sampled_token_ids, strict=True))
-            if row.masks and tokens and all_accepted(row, len(tokens))
+            if tokens
         ]
-        drafts, logits = self._draw(fresh, rows)
+        drafts, logits = self._draw([group for group in groups if group[2]])
         self.stats.observe([
             (request, row, tokens)
             for request, row, tokens in zip(requests, rows, sampled_token_ids, strict=True)
@@ -101,15 +134,19 @@ class ISDProposer(EngineState):
         state = self.runner.requests[request]
         limit = min(state.sampling_params.max_tokens or self.runner.max_model_len, self.runner.max_model_len)
         k, m = plan_slots(len(drafts), masks, limit - len(state.output_token_ids))
-        return self.records.hand_over(request, Row(drafts[:k], m, logits[:k] if logits is not None else None))
+        extra = plan_groups(k, masks, limit - len(state.output_token_ids), self.settings.groups)
+        return self.records.hand_over(request, Row(drafts[:k], m, logits[:k] if logits is not None else None, extra))
 
-    def _draw(self, requests: list[int], rows: list[Row]) -> tuple[dict[int, list[int]], dict[int, torch.Tensor]]:
-        """Drafts (and the logits they were drawn from, for sampled requests) of the given requests' mask rows."""
-        if not requests:
+    def _draw(self, groups: list[tuple[int, int, int]]) -> tuple[dict[int, list[int]], dict[int, torch.Tensor]]:
+        """Drafts (and the logits they were drawn from, for sampled requests) of groups of mask rows.
+
+        groups: (request, the group's place among the request's mask rows, masks), at most one of each request.
+        """
+        if not groups:
             return {}, {}
         sampler: ISDSampler = self.runner.rejection_sampler
-        counts = [rows[i].masks for i in requests]
-        logits = sampler.mask_logits(requests)  # [M, vocab] float32, ours to change
+        requests, counts = [i for i, _, _ in groups], [count for _, _, count in groups]
+        logits = sampler.mask_logits(groups)  # [M, vocab] float32, ours to change
         sampling = self.runner.input_batch.sampling_metadata
         owner = torch.tensor(requests, device=logits.device).repeat_interleave(
             torch.tensor(counts, device=logits.device)
@@ -134,10 +171,9 @@ class ISDProposer(EngineState):
         return drafts, kept
 
 
-def _mark_last(ids: np.ndarray, counts: np.ndarray, last: np.ndarray, value: int) -> np.ndarray:
-    """`ids` (rows of requests, `counts[i]` each) with the last `last[i]` rows of each request set to `value`."""
-    ends = np.cumsum(counts)
-    place = np.arange(len(ids)) - np.repeat(ends, counts)  # -count .. -1 within the request
+def _mark(ids: np.ndarray, counts: np.ndarray, first: np.ndarray, masks: np.ndarray, value: int) -> np.ndarray:
+    """`ids` (rows of requests, `counts[i]` each), with `masks[i]` rows of each from row `first[i]` set to `value`."""
+    place = np.arange(len(ids)) - np.repeat(np.cumsum(counts) - counts + first, counts)  # from the first mask
     ids = ids.copy()
-    ids[place >= -np.repeat(last, counts)] = value
+    ids[(place >= 0) & (place < np.repeat(masks, counts))] = value
     return ids

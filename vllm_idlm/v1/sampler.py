@@ -94,9 +94,12 @@ class ISDSampler(nn.Module):
         num_drafts = torch.tensor(counts, device=device)
         return verify(logits, drafts, num_drafts, max_drafts=max(counts), **options)
 
-    def mask_logits(self, requests: Sequence[int]) -> torch.Tensor:
-        """[M, vocab] float32 copies of the last forward's logits at the mask rows of `requests`, in their order."""
-        index = torch.from_numpy(np.concatenate([self._mask_rows[i] for i in requests]))
+    def mask_logits(self, groups: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        """[M, vocab] float32 copies of the last forward's logits at groups of masks, in their order.
+
+        groups: (request, the group's place among the request's mask rows, masks).
+        """
+        index = torch.from_numpy(np.concatenate([self._mask_rows[i][at : at + count] for i, at, count in groups]))
         return self._logits.index_select(0, index.to(self._logits.device)).to(torch.float32)
 
     def _reports(self, sampling: Any, kind: str) -> bool:
@@ -128,7 +131,7 @@ def _split(rows: Sequence[Row], slots: Sequence[int]) -> tuple[np.ndarray, list[
     ends = np.cumsum(np.asarray(slots) + 1)
     starts = ends - np.asarray(slots) - 1
     verified = [start + np.arange(len(row.drafts) + 1) for start, row in zip(starts, rows, strict=True)]
-    masks = [end - row.masks + np.arange(row.masks) for end, row in zip(ends, rows, strict=True)]
+    masks = [start + 1 + len(row.drafts) + np.arange(row.all_masks) for start, row in zip(starts, rows, strict=True)]
     return np.concatenate(verified), masks
 
 

@@ -60,6 +60,8 @@ class ISDStats:
     def record(self, request: str, row: Row, tokens: list[int]) -> None:
         """Enter a forward into the trace."""
         forward = {"drafts": list(row.drafts), "masks": row.masks, "accepted": len(tokens) - 1, "tokens": list(tokens)}
+        if row.extra:
+            forward["extra"] = [list(group) for group in row.extra]
         self.trace.setdefault(request, []).append(forward)
 
     def as_dict(self) -> dict:

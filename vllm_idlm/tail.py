@@ -1,0 +1,181 @@
+"""Extra groups of mask slots in vLLM's attention: which rows they are, and the hooks that compute theirs.
+
+A row with extra groups is `[x, d1..dk, M.., Gi, Gj, ..]` (`proposers.state`). Its first part is causal and stays with
+vLLM's own attention; the rows of extra groups are overwritten by `kernels.tail`. The hooks sit on the objects of one
+engine (the attention layers' `impl.forward`, the metadata builders' `build`), so that no other engine is touched, and
+do nothing in a step without extra groups.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vllm_idlm.kernels.tail import Tail, tail_attention
+from vllm_idlm.proposers.state import Row
+from vllm_idlm.settings import SettingsError
+
+
+class Places(NamedTuple):
+    """The extra rows of one row, each [E] int64, counted from x (place 0)."""
+
+    row: np.ndarray  # in the row: where its key and value are, too
+    position: np.ndarray  # in the sequence
+    visible: np.ndarray  # of the row, places 0 .. visible - 1 are seen
+    own_first: np.ndarray  # and places own_first .. row
+
+
+@functools.lru_cache(maxsize=4096)
+def places(first: int, extra: tuple[tuple[int, int], ...]) -> Places:
+    """Where extra groups stand in a row whose causal part has `first` places."""
+    found: list[tuple[int, int, int, int]] = []
+    for j, m in extra:
+        found += [(first + i, j + 1 + i, j + 1, first) for i in range(m)]
+        first += m
+    return Places(*np.array(found, dtype=np.int64).reshape(-1, 4).T)
+
+
+class Plan(NamedTuple):
+    """The extra rows of one step: R requests that have them, E rows."""
+
+    requests: np.ndarray  # [R] of the batch
+    counts: np.ndarray  # [R] extra rows of each
+    starts: np.ndarray  # [R + 1]
+    fields: np.ndarray  # [4, E] as Tail.rows
+    positions: np.ndarray  # [E] int64, in the sequence
+
+    def tail(self, block_table: Tensor) -> Tail:
+        """block_table: [B, blocks], of the batch."""
+        device = block_table.device
+        table = block_table[torch.from_numpy(self.requests).to(device)].contiguous()
+        return Tail(table, torch.from_numpy(self.starts).to(device), torch.from_numpy(self.fields).to(device))
+
+
+def plan(rows: Sequence[Row], query_start: np.ndarray, computed: np.ndarray) -> Plan | None:
+    """The extra rows of a batch; None if it has none.
+
+    query_start: [B], first row of each request in the step; computed: [B], its tokens in the cache, the place of x.
+    """
+    having = [i for i, row in enumerate(rows) if row.extra]
+    if not having:
+        return None
+    found = [places(1 + len(rows[i].drafts) + rows[i].masks, rows[i].extra) for i in having]
+    counts = np.array([len(p.row) for p in found])
+    row, position, visible, own_first = (np.concatenate(part) for part in zip(*found, strict=True))
+    base, at = np.repeat(computed[having], counts), np.repeat(query_start[having], counts)
+    fields = np.stack([at + row, base + visible, base + own_first, base + row + 1]).astype(np.int32)
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    return Plan(np.array(having), counts, starts, fields, base + position)
+
+
+class TailAttention:
+    """The hooks of one engine. `plan` is set for a step, between the preparation of its inputs and its forward."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+
+    def attach(self, layers: dict[str, Any], builders: Iterable[Any]) -> None:
+        """Hook into an engine's attention layers (by name) and its metadata builders.
+
+        Raises SettingsError if a layer's attention is more than scores, softmax and values of whole sequences.
+        """
+        for name, layer in layers.items():
+            check(name, layer)
+        for layer in layers.values():
+            if not hasattr(layer.impl, "isd_plain_forward"):
+                layer.impl.isd_plain_forward = layer.impl.forward
+                layer.impl.forward = _Forward(layer.impl)
+        for builder in builders:
+            builder.build = functools.partial(self._build, builder.build)
+
+    def _build(self, original: Any, common_prefix_len: int, common: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.plan is None:
+            return original(common_prefix_len, common, *args, **kwargs)
+        tail = self.plan.tail(common.block_table_tensor)
+        if common.seq_lens.is_cpu:
+            common = _without_extra(common, self.plan)
+        metadata = original(common_prefix_len, common, *args, **kwargs)
+        metadata.isd_tail = tail
+        return metadata
+
+
+def _without_extra(common: Any, plan: Plan) -> Any:
+    """The step with each request's extra rows made a request of their own, with the least there is to attend to.
+
+    They are overwritten anyway, and on a CPU attention takes time for each row.
+    """
+    extra = np.zeros(common.num_reqs, dtype=np.int32)
+    extra[plan.requests] = plan.counts
+    split = np.flatnonzero(extra)
+    start = common.query_start_loc.numpy()
+    seq = common.seq_lens.numpy()
+    order = np.sort(np.concatenate([np.arange(len(extra)), split]))  # requests in order, split ones twice
+    second = np.zeros(len(order), dtype=bool)
+    second[1:] = order[1:] == order[:-1]
+    begins = np.where(second, start[order + 1] - extra[order], start[order])
+    lengths = np.where(second, extra[order], seq[order] - extra[order])
+    return dataclasses.replace(
+        common,
+        query_start_loc=torch.from_numpy(np.append(begins, start[-1]).astype(np.int32)),
+        query_start_loc_cpu=torch.from_numpy(np.append(begins, start[-1]).astype(np.int32)),
+        seq_lens=torch.from_numpy(lengths.astype(np.int32)),
+        num_reqs=len(order),
+        block_table_tensor=common.block_table_tensor[torch.from_numpy(order)],
+    )
+
+
+class _Forward:
+    """An attention layer's forward: vLLM's own, then the extra rows of the step."""
+
+    def __init__(self, impl: Any) -> None:
+        self._impl = impl
+        self._cache: Tensor | None = None
+        self._views: tuple[Tensor, Tensor] | None = None
+
+    def __call__(
+        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, metadata: Any,
+        output: Tensor, *args: Any, **kwargs: Any,
+    ) -> Tensor:  # fmt: skip
+        result = self._impl.isd_plain_forward(layer, query, key, value, kv_cache, metadata, output, *args, **kwargs)
+        tail = getattr(metadata, "isd_tail", None)
+        if tail is not None:
+            if kv_cache is not self._cache:
+                self._cache, self._views = kv_cache, views(kv_cache)
+            tail_attention(output, query, *self._views, tail, self._impl.scale)
+        return result
+
+
+def views(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [blocks, heads, tokens, size] in vLLM's cache of one layer.
+
+    The CPU backend's blocks are [heads, 2, ..]: keys as [size, tokens], values as [tokens, size].
+    """
+    blocks, heads, tokens, both = kv_cache.shape
+    halves = kv_cache.view(blocks, heads, 2, tokens * both // 2)
+    keys = halves[:, :, 0].unflatten(2, (both // 2, tokens)).transpose(2, 3)
+    return keys, halves[:, :, 1].unflatten(2, (tokens, both // 2))
+
+
+def check(name: str, layer: Any) -> None:
+    """SettingsError unless `layer` (a vLLM Attention) is what `kernels.tail` computes."""
+    impl = layer.impl
+    isa = getattr(layer, "isa", "vec")
+    found = {
+        "a sliding window": getattr(impl, "sliding_window", None) not in (None, -1, (-1, -1)),
+        "ALiBi": getattr(impl, "alibi_slopes", None) is not None,
+        "a soft cap of its scores": bool(getattr(impl, "logits_soft_cap", None)),
+        "attention sinks": getattr(impl, "sinks", None) is not None,
+        f"kv_cache_dtype {impl.kv_cache_dtype!r}": impl.kv_cache_dtype not in ("auto", "bfloat16", "float16"),
+        f"key layout {isa!r} of the CPU backend": not isa.startswith("vec"),
+    }
+    for what, is_so in found.items():
+        if is_so:
+            raise SettingsError(
+                f'"coverage": extra groups of mask slots do not run with {what} ({name}); allowed is "last" there'
+            )
