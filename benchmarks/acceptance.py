@@ -1,10 +1,12 @@
 """TPF and acceptance of the embedded model's adapter as served by vLLM, beside the forecast made without serving.
 
-    python -m benchmarks.acceptance [--prompts 48] [--tokens 128] [--n 4] [--temperatures 0,1.0] [--lora FOLDER]
+    python -m benchmarks.acceptance [--prompts 48] [--tokens 128] [--n 4] [--temperatures 0,1.0]
+                                    [--coverage last,all] [--lora FOLDER]
 
 The prompts are held out by hash from `idlm data`'s recipe, as in training. Plain decoding answers them; the forecast is
 `training.acceptance` over these very answers; then ISD answers the same prompts. Greedy, both see the same text;
-sampled, two draws of the same distribution.
+sampled, two draws of the same distribution. E is what TPF would be without any cold forward, from the acceptance that
+was measured: 1 + a1 + a1 a2 + ..
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--n", type=int, default=4)
     parser.add_argument("--temperatures", default="0,1.0")
+    parser.add_argument("--coverage", default="last,all")
     parser.add_argument("--lora", default=None, help="default: the zoo's")
     parser.add_argument("--name", default="acceptance-cpu", help="results/NAME.json")
     args = parser.parse_args()
@@ -50,24 +53,43 @@ def main() -> None:
     plain = {t: answer(llm, chats, t, args.tokens, 0) for t in temperatures}
     del llm
     gc.collect()
-    settings = {"lora": args.lora} if args.lora else {}
-    llm, rows = common.start("risd", args.n, settings=settings, enforce_eager=True), []
-    for t in temperatures:
-        llm.collective_rpc("isd_stats", args=(True,))
-        made = answer(llm, chats, t, args.tokens, 1000)
-        found = llm.collective_rpc("isd_stats")[0]
-        rows.append({
-            "temperature": t, "tpf": found["tpf"], "served": found,
-            "identical": sum(a == b for a, b in zip(made, plain[t], strict=True)) if t == 0 else None,
-        })  # fmt: skip
-    del llm
-    gc.collect()
+    rows = []
+    for coverage in args.coverage.split(","):
+        settings = {"coverage": coverage, **({"lora": args.lora} if args.lora else {})}
+        llm = common.start("risd", args.n, settings=settings, enforce_eager=True)
+        rows += [{"coverage": coverage, **_serve(llm, chats, t, args.tokens, plain[t])} for t in temperatures]
+        del llm
+        gc.collect()
     forecasts = _forecasts(args, plain)
     for row in rows:
-        row["forecast"] = forecasts[row["temperature"]]
-        row["off"] = row["forecast"]["tpf"] / row["tpf"] - 1
+        if row["coverage"] == "last":
+            row["forecast"] = forecasts[row["temperature"]]
+            row["off"] = row["forecast"]["tpf"] / row["tpf"] - 1
         print({k: v for k, v in row.items() if k != "served"}, flush=True)
     print(common.save(args.name, {"prompts": len(chats), "tokens": args.tokens, "n": args.n, "rows": rows}))
+
+
+def _serve(llm: Any, chats: list, temperature: float, tokens: int, plain: list) -> dict[str, Any]:
+    llm.collective_rpc("isd_stats", args=(True,))
+    made = answer(llm, chats, temperature, tokens, 1000)
+    found = llm.collective_rpc("isd_stats")[0]
+    expected = without_cold(found["accepted_per_position"], found["drafted_per_position"])
+    same = sum(a == b for a, b in zip(made, plain, strict=True)) if temperature == 0 else None
+    shares = {"E": expected, "tpf_of_E": found["tpf"] / expected, "cold": found["cold"] / found["forwards"]}
+    return {"temperature": temperature, "tpf": found["tpf"], **shares, "identical": same, "served": found}
+
+
+def without_cold(accepted: list[int], drafted: list[int]) -> float:
+    """E from counts by place: each draft's acceptance given that those before it were, multiplied up and summed.
+
+    accepted, drafted: drafts accepted and drafts verified at each place of the row.
+    """
+    total, reached, before = 1.0, 1.0, None
+    for ok, all_drafts in zip(accepted, drafted, strict=True):
+        tried = all_drafts if before is None else min(all_drafts, before)
+        reached *= ok / tried if tried else 0.0
+        total, before = total + reached, ok
+    return total
 
 
 def _forecasts(args: argparse.Namespace, plain: dict[float, list]) -> dict[float, dict[str, Any]]:

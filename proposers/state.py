@@ -32,6 +32,7 @@ class Row(NamedTuple):
     masks: int = 0  # m mask slots whose logits may serve as proposals
     proposal: Any = None  # [k, vocab] logits the drafts were drawn from (q); None: one-hot proposals
     extra: tuple[tuple[int, int], ...] = ()  # extra groups, in their order: (j accepted, m masks)
+    confidence: Sequence[float] = ()  # q of each draft, where it was asked for
 
     @property
     def all_masks(self) -> int:
@@ -118,7 +119,7 @@ class Records:
         masks, extra = len(slots) - k, ()
         if known.extra:
             masks, extra = min(known.masks, masks), _cut(known.extra, masks - known.masks)
-        return Row(known.drafts[:k], masks, proposal, extra)
+        return Row(known.drafts[:k], masks, proposal, extra, known.confidence[:k])
 
     def drop(self, requests: Iterable[str]) -> None:
         """Forget the records of requests that finished, were aborted or preempted."""

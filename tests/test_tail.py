@@ -29,7 +29,7 @@ def make(
         starts.append(len(rows))
     query = torch.randn(len(contexts) * width, heads + 3, size, generator=draw).to(dtype)[:, :heads]  # as cut from qkv
     fields = torch.tensor(rows, dtype=torch.int32).reshape(-1, 4).T.contiguous()
-    return query, key, value, Tail(table, torch.tensor(starts, dtype=torch.int32), fields)
+    return query, key, value, Tail(table, torch.tensor(starts, dtype=torch.int32), fields, k * (n - 1))
 
 
 def both(query, key, value, rows) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,10 +99,21 @@ def test_a_row_does_not_depend_on_its_company():
     together, _ = both(query, key, value, rows)
     first, last = rows.starts[1:3]
     alone = Tail(rows.block_table[1:2], torch.tensor([0, last - first], dtype=torch.int32),
-                 rows.rows[:, first:last].contiguous())  # fmt: skip
+                 rows.rows[:, first:last].contiguous(), rows.most)  # fmt: skip
     found, _ = both(query, key, value, alone)
     own = alone.rows[0].long()
     assert torch.equal(found[own], together[own])
+
+
+def test_rows_that_are_not_there_are_skipped():
+    query, key, value, rows = make([300, 40, 170], 3, 4)
+    gone = torch.zeros(rows.rows.shape[1], dtype=torch.bool)
+    gone[5:9] = gone[9:18] = True  # the last rows of one request, all of another
+    fields = torch.where(gone, torch.tensor([[-1], [0], [0], [0]], dtype=torch.int32), rows.rows)
+    found, wanted = both(query, key, value, rows._replace(rows=fields))
+    close(found, wanted, torch.float32)
+    assert (found[rows.rows[0, gone].long()] == 7.0).all()
+    assert (found[rows.rows[0, ~gone].long()] != 7.0).all()
 
 
 def test_the_mathematics_is_a_masked_softmax():

@@ -239,17 +239,32 @@ def fit_v2(config: Any) -> None:
                 f"method isd on Model Runner V2 does not run with {name}={value!r} yet: leave it out, or set "
                 "VLLM_USE_V2_MODEL_RUNNER=0 where Model Runner V1 takes it"
             )
-    settings = of(config)
-    if settings.groups:
-        raise SettingsError(
-            f'"coverage": {settings.coverage!r} does not run on Model Runner V2 yet; allowed there is "last". Leave it '
-            "out, or set VLLM_USE_V2_MODEL_RUNNER=0"
-        )
+    settings = _fit_coverage(config, of(config))
     if settings.schedule:
         config.speculative_config.num_speculative_tokens_per_batch_size = [
-            (first, last or max(first, config.scheduler_config.max_num_seqs), 2 * (stride - 1))
+            (first, last or max(first, config.scheduler_config.max_num_seqs), _slots(settings, stride))
             for first, last, stride in settings.schedule
         ]
+
+
+def _slots(settings: ISDSettings, stride: int) -> int:
+    """Slots of a row at that stride: extra groups stand behind full rows only."""
+    return settings.slots if stride == settings.n else 2 * (stride - 1)
+
+
+def _fit_coverage(config: Any, settings: ISDSettings) -> ISDSettings:
+    """`settings` with a coverage that Model Runner V2 has: what was asked for by name, else the last group alone."""
+    if settings.coverage == "auto":
+        settings = settings.model_copy(update={"coverage": "last"})
+        config.additional_config[KEY] = settings.model_dump()
+        config.speculative_config.num_speculative_tokens = settings.slots
+    mode = config.compilation_config.cudagraph_mode
+    if settings.groups and mode is not None and mode.has_full_cudagraphs():
+        raise SettingsError(
+            f'"coverage": {settings.coverage!r} does not run inside full CUDA graphs yet (cudagraph_mode '
+            f'{mode.name}): set --compilation-config \'{{"cudagraph_mode": "PIECEWISE"}}\', or leave "coverage" out'
+        )
+    return settings
 
 
 def _packed(modules: list[str]) -> list[str]:

@@ -57,11 +57,12 @@ class ISDSettings(BaseModel):
     verify: Literal["standard"] = Field(
         "standard", description="Verification rule: standard speculative sampling (exact)."
     )
-    coverage: Literal["last", "all"] | list[int] = Field(
-        "last",
+    coverage: Literal["auto", "last", "all"] | list[int] = Field(
+        "auto",
         description="Which outcomes of a verify forward have mask slots waiting: the last (all drafts accepted; after "
-        "a rejection a forward drafts without verifying), all (no such cold forwards, for n - 1 rows an outcome), or "
-        "the last and a list of others by the number of drafts accepted: [0, 1].",
+        "a rejection a forward drafts without verifying), all (no such cold forwards, for n - 1 rows an outcome), the "
+        "last and a list of others by the number of drafts accepted ([0, 1]), or auto: what measured acceptance and "
+        "the measured time of rows make fastest, down to plain decoding (where extra outcomes cannot run: last).",
     )
     schedule: list[list[int | None]] | None = Field(
         None,
@@ -101,7 +102,7 @@ class ISDSettings(BaseModel):
         """The extra groups that a row may carry, by the number of drafts accepted."""
         if isinstance(self.coverage, list):
             return tuple(self.coverage)
-        return tuple(range(self.n - 1)) if self.coverage == "all" else ()
+        return () if self.coverage == "last" else tuple(range(self.n - 1))
 
     def stride(self, requests: int) -> int:
         """The stride of a forward with that many requests."""

@@ -54,7 +54,8 @@ class Plan(NamedTuple):
         """block_table: [B, blocks], of the batch."""
         device = block_table.device
         table = block_table[torch.from_numpy(self.requests).to(device)].contiguous()
-        return Tail(table, torch.from_numpy(self.starts).to(device), torch.from_numpy(self.fields).to(device))
+        starts, fields = torch.from_numpy(self.starts).to(device), torch.from_numpy(self.fields).to(device)
+        return Tail(table, starts, fields, int(self.counts.max()))
 
 
 def plan(rows: Sequence[Row], query_start: np.ndarray, computed: np.ndarray) -> Plan | None:
@@ -74,11 +75,58 @@ def plan(rows: Sequence[Row], query_start: np.ndarray, computed: np.ndarray) -> 
     return Plan(np.array(having), counts, starts, fields, base + position)
 
 
+class DevicePlan:
+    """The extra rows of a step of Model Runner V2, whose number of drafts only the device knows.
+
+    A full row is `[x, 2 (n - 1) causal slots, G0, G1, ..]` whatever k is; a group behind a draft that is not there is
+    computed and not drawn from. All is worked out on the device, from tensors of the step.
+    """
+
+    def __init__(self, masks: int, groups: Sequence[int], device: torch.device) -> None:
+        """masks: n - 1 of each group; groups: by the number of drafts accepted, in their order in the row."""
+        self.causal = 1 + 2 * masks  # places before the first group
+        self._places = [torch.from_numpy(p).to(device) for p in places(self.causal, tuple((j, masks) for j in groups))]
+        self.order = torch.full((masks,), -1, device=device)  # by drafts accepted: which group of the row
+        self.order[list(groups)] = torch.arange(len(groups), device=device)
+        self._step: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def begin(self, query_start: Tensor, rows: Tensor, computed: Tensor, positions: Tensor) -> None:
+        """A step of B requests: [B + 1] first token rows; [B] rows of a decode, 0 in a prompt; [B] place of x.
+
+        positions: of the step's token rows, to be corrected once vLLM has taken the slots of the cache from them.
+        """
+        self._step = (query_start, rows, computed, positions)
+
+    def end(self) -> None:
+        """The step's forward has run."""
+        self._step = None
+
+    def __bool__(self) -> bool:
+        return self._step is not None
+
+    def tail(self, block_table: Tensor) -> Tail:
+        """The step's rows, all requests with all places; writes their positions. block_table: [>= B, blocks]."""
+        query_start, rows, computed, positions = self._step
+        row, position, visible, own_first = self._places
+        requests, base = len(rows), computed.unsqueeze(1)
+        there = row < rows.unsqueeze(1)  # [B, E]
+        at = (query_start[1:] - rows).unsqueeze(1) + row
+        fields = torch.stack([at, base + visible, base + own_first, base + row + 1])
+        fields = torch.where(there, fields, torch.tensor([-1, 0, 0, 0], device=row.device)[:, None, None])
+        # One row behind the last of the batch takes what is not there: a write without a condition.
+        spare = positions.new_empty(len(positions) + 1)
+        spare[:-1] = positions
+        spare[torch.where(there, at, len(positions)).flatten()] = (base + position).flatten()
+        positions.copy_(spare[:-1])
+        starts = torch.arange(requests + 1, dtype=torch.int32, device=row.device) * len(row)
+        return Tail(block_table[:requests], starts, fields.flatten(1).int(), len(row))
+
+
 class TailAttention:
     """The hooks of one engine. `plan` is set for a step, between the preparation of its inputs and its forward."""
 
     def __init__(self) -> None:
-        self.plan: Plan | None = None
+        self.plan: Plan | DevicePlan | None = None
 
     def attach(self, layers: dict[str, Any], builders: Iterable[Any]) -> None:
         """Hook into an engine's attention layers (by name) and its metadata builders.
@@ -95,10 +143,10 @@ class TailAttention:
             builder.build = functools.partial(self._build, builder.build)
 
     def _build(self, original: Any, common_prefix_len: int, common: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.plan is None:
+        if not self.plan:
             return original(common_prefix_len, common, *args, **kwargs)
         tail = self.plan.tail(common.block_table_tensor)
-        if common.seq_lens.is_cpu:
+        if common.seq_lens.is_cpu and isinstance(self.plan, Plan):
             common = _without_extra(common, self.plan)
         metadata = original(common_prefix_len, common, *args, **kwargs)
         metadata.isd_tail = tail
@@ -152,11 +200,15 @@ class _Forward:
 
 
 def views(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [blocks, heads, tokens, size] in vLLM's cache of one layer.
+    """Keys and values [blocks, heads, tokens, size] in vLLM's cache of one layer [blocks, heads, tokens, 2 size].
 
-    The CPU backend's blocks are [heads, 2, ..]: keys as [size, tokens], values as [tokens, size].
+    A token's key and value lie side by side; but the CPU backend's blocks are [heads, 2, ..] in truth, with keys as
+    [size, tokens], values as [tokens, size].
     """
     blocks, heads, tokens, both = kv_cache.shape
+    if not kv_cache.is_cpu:
+        keys, values = kv_cache.split(both // 2, dim=-1)
+        return keys, values
     halves = kv_cache.view(blocks, heads, 2, tokens * both // 2)
     keys = halves[:, :, 0].unflatten(2, (both // 2, tokens)).transpose(2, 3)
     return keys, halves[:, :, 1].unflatten(2, (tokens, both // 2))

@@ -1,10 +1,10 @@
 """Drawing of drafts at mask slots: `propose` for ragged batches, `draft_rows` for what only the device knows."""
 
 from torch import Tensor
-from vllm_idlm.kernels.draft.naive import Proposal, propose
+from vllm_idlm.kernels.draft.naive import Proposal, confidence, propose
 from vllm_idlm.kernels.draft.rows import MaskRows
 
-__all__ = ["MaskRows", "Proposal", "draft_rows", "propose"]
+__all__ = ["MaskRows", "Proposal", "confidence", "draft_rows", "propose"]
 
 
 def draft_rows(rows: MaskRows, drafts: Tensor, proposal: Tensor | None) -> None:

@@ -51,6 +51,11 @@ def rows_of_piece(logits: Tensor) -> int:
     return max(1, (_PIECE_CPU if logits.is_cpu else _PIECE_GPU) // logits.shape[1])
 
 
+def confidence(logits: Tensor, drafts: Tensor) -> Tensor:
+    """q of each draft under its own row of `logits` [M, V]: [M] float32."""
+    return (logits.gather(1, drafts.unsqueeze(1)).squeeze(1) - logits.logsumexp(1)).exp()
+
+
 def propose(
     logits: Tensor,
     *,

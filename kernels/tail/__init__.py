@@ -36,6 +36,6 @@ def tail_attention(output: Tensor, query: Tensor, key: Tensor, value: Tensor, ta
 
         by_triton(output, query, key, value, tail, scale)
     elif query.dtype in (torch.float32, torch.bfloat16) and load() == "compiled":
-        torch.ops.vllm_idlm.tail_attention_(output, query, key, value, *tail, scale)
+        torch.ops.vllm_idlm.tail_attention_(output, query, key, value, *tail[:3], scale)
     else:
         in_torch(output, query, key, value, tail, scale)

@@ -21,11 +21,15 @@ from torch import Tensor
 
 
 class Tail(NamedTuple):
-    """E extra rows of R requests, the rows of a request side by side."""
+    """E extra rows of R requests, the rows of a request side by side.
+
+    A row that is not there has -1 for its query and 0 for the rest: on a GPU the host does not know which are.
+    """
 
     block_table: Tensor  # [R, blocks] int32, of the requests that have such rows
     starts: Tensor  # [R + 1] int32, where each request's rows begin in `rows`
     rows: Tensor  # [4, E] int32: row of the query, visible, own_first, own_end
+    most: int  # rows of a request at most
 
 
 def tail_attention(output: Tensor, query: Tensor, key: Tensor, value: Tensor, tail: Tail, scale: float) -> None:
@@ -38,6 +42,8 @@ def tail_attention(output: Tensor, query: Tensor, key: Tensor, value: Tensor, ta
     for request, table in enumerate(tail.block_table):
         first, last = tail.starts[request], tail.starts[request + 1]
         for row, visible, own_first, own_end in tail.rows[:, first:last].T.tolist():
+            if row < 0:
+                continue
             seen = torch.tensor([*range(visible), *range(max(own_first, visible), own_end)], device=query.device)
             block, token = table[seen // key.shape[2]].long(), seen % key.shape[2]
             keys, values = (

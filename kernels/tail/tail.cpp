@@ -199,6 +199,7 @@ void join(const Shape& s, const Rows& rows, int64_t head, const float* parts, in
   const int64_t group = s.heads / s.key_heads, count = rows.count * group, floats = State::floats(count, s.size);
   std::vector<float> scale(stretches);
   for (int64_t m = 0; m < count; m++) {
+    if (rows.query_row[m / group] < 0) continue;
     float most = kNone, sum = 0;
     for (int64_t p = 0; p < stretches; p++) most = std::max(most, parts[p * floats + m]);
     for (int64_t p = 0; p < stretches; p++) {
@@ -251,8 +252,9 @@ void run(T* output, const T* query, const T* key, const T* value, const int32_t*
     for (int64_t i = begin; i < end; i++) {
       const Task& task = tasks[i];
       const Rows rows = rows_of(task.request);
-      own.resize(rows.count * group * s.size);
+      own.assign(rows.count * group * s.size, 0.0f);
       for (int64_t m = 0; m < rows.count * group; m++) {
+        if (rows.query_row[m / group] < 0) continue;  // its scores are hidden, whatever they are
         const T* from = query + rows.query_row[m / group] * s.query_row + (task.head * group + m % group) * s.size;
         for (int64_t d = 0; d < s.size; d += kLanes) store(own.data() + m * s.size + d, load(from + d) * scale);
       }
@@ -263,6 +265,7 @@ void run(T* output, const T* query, const T* key, const T* value, const int32_t*
   });
   at::parallel_for(0, outputs.size() - 1, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; i++) {
+      if (outputs[i] == outputs[i + 1]) continue;
       const Task& task = tasks[outputs[i]];
       join(s, rows_of(task.request), task.head, states.data() + task.at, outputs[i + 1] - outputs[i], output);
     }

@@ -49,10 +49,13 @@ def ask(llm, prompts, length=40, each=None):
 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["full", "gated"])
-@pytest.mark.parametrize("n", [2, 4])
-def test_each_forward_equals_the_reference(folders, n, gated):
+@pytest.mark.parametrize(
+    ("n", "coverage"), [(2, "last"), (4, "last"), (2, "all"), (4, "all"), (4, [2, 0])], ids=lambda value: str(value)
+)
+def test_each_forward_equals_the_reference(folders, n, coverage, gated):
     """Drafts, accepted and emitted tokens, forward by forward, as far as V1 does not cut rows near the end."""
-    llm = start(folders, gated, n)
+    llm = start(folders, gated, n, settings={"coverage": coverage})
+    groups = coverage if isinstance(coverage, list) else range(n - 1) if coverage == "all" else ()
     config = llm.llm_engine.vllm_config
     assert config.use_v2_model_runner
     assert config.scheduler_config.async_scheduling
@@ -64,7 +67,7 @@ def test_each_forward_equals_the_reference(folders, n, gated):
     lora = GatedLoRA(model, folders[1]) if gated else None
     accepted = 0
     for output, prompt in zip(outputs, PROMPTS, strict=True):
-        want = decode(model, prompt, n=n, mask_token_id=MASK, max_tokens=40, lora=lora)
+        want = decode(model, prompt, n=n, mask_token_id=MASK, max_tokens=40, lora=lora, groups=groups)
         got = next(t for request, t in trace.items() if request.split("-")[0] == output.request_id)
         assert list(output.outputs[0].token_ids) == want.tokens
         emitted = 1

@@ -95,6 +95,46 @@ def extra_groups(module: ModuleType) -> None:
     runner.initialize_kv_cache, runner._prepare_inputs = initialize_kv_cache, _prepare_inputs
 
 
+def _warm_up_isd(worker: type):
+    """The worker class's `compile_or_warm_up_model`, after which ISD measures the cost of rows."""
+    original = expect(worker, "compile_or_warm_up_model", "self")
+
+    @functools.wraps(original)
+    def compile_or_warm_up_model(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        isd = getattr(self.model_runner, "isd", None)
+        if isd is not None and hasattr(isd, "warm_up"):
+            isd.warm_up()
+        return result
+
+    return compile_or_warm_up_model
+
+
+@patch(
+    "v1-warm-up",
+    "vllm.v1.worker.gpu_worker",
+    what="after Worker.compile_or_warm_up_model, ISD measures what rows cost",
+    why="which groups of mask slots pay depends on it, and it is known only once the model is compiled",
+    removed_by="a proposer hook after the warm-up",
+)
+def warm_up(module: ModuleType) -> None:
+    """Wrap it in the class that all workers derive from."""
+    module.Worker.compile_or_warm_up_model = _warm_up_isd(module.Worker)
+
+
+@patch(
+    "v1-warm-up-cpu",
+    "vllm.v1.worker.cpu_worker",
+    what="the same in CPUWorker, which has a method of its own",
+    why="as v1-warm-up",
+    removed_by="a proposer hook after the warm-up",
+)
+def warm_up_cpu(module: ModuleType) -> None:
+    """Wrap it, unless it is the parent's."""
+    if "compile_or_warm_up_model" in vars(module.CPUWorker):
+        module.CPUWorker.compile_or_warm_up_model = _warm_up_isd(module.CPUWorker)
+
+
 @patch(
     "v1-row-near-the-end",
     _V1,

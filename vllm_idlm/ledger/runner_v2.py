@@ -57,6 +57,29 @@ def attach(module: ModuleType) -> None:
 
 
 @patch(
+    "v2-extra-groups",
+    _V2,
+    what="after GPUModelRunner.initialize_kv_cache, ISD hooks the engine's attention layers and metadata builders",
+    why="groups of mask slots behind each draft are neither numbered on nor attended to causally",
+    removed_by="positions and an attention mask of a speculator's own for speculative rows",
+)
+def extra_groups(module: ModuleType) -> None:
+    """Wrap `initialize_kv_cache`; the hooks take effect between `prepare_attn` and the forward."""
+    runner = module.GPUModelRunner
+    original = expect_source(runner, "initialize_kv_cache", "self.attn_groups")
+    expect_source(runner, "prepare_attn", "compute_slot_mappings(", "input_batch.positions")
+
+    @functools.wraps(original)
+    def initialize_kv_cache(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        if isd := getattr(self, "isd", None):
+            isd.attach_attention()
+        return result
+
+    runner.initialize_kv_cache = initialize_kv_cache
+
+
+@patch(
     "v2-rows",
     _V2,
     what="GPUModelRunner.prepare_inputs tells ISD the layout of the step, before the forward",

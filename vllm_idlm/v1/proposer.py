@@ -7,18 +7,35 @@ vLLM builds the class by its `custom_class` method; the ledger (`ledger.runner`)
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
+from vllm_idlm.kernels.draft import confidence
 from vllm_idlm.kernels.draft import propose as draw
 from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups, plan_slots
+from vllm_idlm.settings import SettingsError
 from vllm_idlm.tail import TailAttention, plan
-from vllm_idlm.v1 import noise
+from vllm_idlm.v1 import calibrate, noise, policy
 from vllm_idlm.v1.sampler import ISDSampler
+
+log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
+
+
+class Drawn(NamedTuple):
+    """What a request's masks proposed."""
+
+    drafts: list[int]
+    logits: torch.Tensor | None  # [drafts, vocab], of sampled requests
+    confidence: Sequence[float]  # q of each draft, if the policy asks for it
+
+
+NOTHING = Drawn([], None, ())
 
 
 class ISDProposer(EngineState):
@@ -29,6 +46,7 @@ class ISDProposer(EngineState):
         self.records = Records()
         self.rows: dict[str, Row] = {}  # of this step's forward, by request
         self.tail: TailAttention | None = None  # with extra groups only
+        self.policy = policy.Fixed(self.settings)
 
     def attach(self, runner: Any) -> None:
         """Take the runner's place for verification: `runner.rejection_sampler` becomes ours."""
@@ -36,14 +54,47 @@ class ISDProposer(EngineState):
         runner.rejection_sampler = ISDSampler(runner.sampler, self)
 
     def attach_attention(self) -> None:
-        """Hook the attention of extra groups, once vLLM has made its metadata builders; SettingsError if it cannot."""
+        """Hook the attention of extra groups, once vLLM has made its metadata builders.
+
+        Raises SettingsError if the model's attention cannot have them and they were asked for by name.
+        """
         if not self.settings.groups:
             return
         layers = self.runner.vllm_config.compilation_config.static_forward_context
         names = [name for group in self.runner.kv_cache_config.kv_cache_groups for name in group.layer_names]
         builders = [b for groups in self.runner.attn_groups for group in groups for b in group.metadata_builders]
-        self.tail = TailAttention()
-        self.tail.attach({name: layers[name] for name in names}, builders)
+        tail = TailAttention()
+        try:
+            self._refuse_tail()
+            tail.attach({name: layers[name] for name in names}, builders)
+        except SettingsError as error:
+            if self.settings.coverage != "auto":
+                raise
+            log.info("%s", error)
+            self._only_last()
+        else:
+            self.tail = tail
+
+    def _refuse_tail(self) -> None:
+        config = self.runner.vllm_config
+        if self.runner.device.type != "cpu" and config.compilation_config.cudagraph_mode.has_full_cudagraphs():
+            raise SettingsError(
+                '"coverage": extra groups of mask slots do not run inside full CUDA graphs on Model Runner V1; allowed '
+                'are "last", or "cudagraph_mode": "PIECEWISE" in the compilation config'
+            )
+
+    def _only_last(self) -> None:
+        self.settings = self.settings.model_copy(update={"coverage": "last"})
+        self.policy = policy.Fixed(self.settings)
+
+    def warm_up(self) -> None:
+        """Measure what rows cost here, for `auto`, once the model is compiled; a second or two."""
+        if self.settings.coverage != "auto":
+            return
+        if self.runner.vllm_config.parallel_config.world_size > 1:  # ranks would choose by clocks of their own
+            self._only_last()
+        else:
+            self.policy = policy.Auto(self.settings, calibrate.cost(self.runner, self.draft_lora))
 
     # -- before the forward
 
@@ -62,6 +113,7 @@ class ISDProposer(EngineState):
         self.rows = {
             request: self.records.take(request, slots.get(request, ())) for request in output.num_scheduled_tokens
         }
+        self.policy.begin(self.rows, output.total_num_scheduled_tokens)
         mask = self.mask_token_id
         return {request: [mask if s == MASK else s for s in given] for request, given in slots.items()}
 
@@ -118,32 +170,37 @@ class ISDProposer(EngineState):
             for i, (row, tokens) in enumerate(zip(rows, sampled_token_ids, strict=True))
             if tokens
         ]
-        drafts, logits = self._draw([group for group in groups if group[2]])
-        self.stats.observe([
+        drawn = self._draw([group for group in groups if group[2]])
+        forwards = [
             (request, row, tokens)
             for request, row, tokens in zip(requests, rows, sampled_token_ids, strict=True)
             if tokens and len(self.runner.requests[request].output_token_ids) > len(tokens)
-        ])  # fmt: skip
-        most = self.settings.stride(len(requests)) - 1
+        ]
+        self.stats.observe(forwards)
+        self.policy.observe(forwards)
+        most = self.policy.stride(len(requests)) - 1
         return [
-            self._next_slots(request, drafts.get(i, [])[:most], most, logits.get(i)) if tokens else []  # []: a prompt
+            self._next_slots(request, drawn.get(i, NOTHING), most) if tokens else []  # []: a prompt goes on
             for i, (request, tokens) in enumerate(zip(requests, sampled_token_ids, strict=True))
         ]
 
-    def _next_slots(self, request: str, drafts: list[int], masks: int, logits: Any) -> list[int]:
+    def _next_slots(self, request: str, drawn: Drawn, masks: int) -> list[int]:
         state = self.runner.requests[request]
         limit = min(state.sampling_params.max_tokens or self.runner.max_model_len, self.runner.max_model_len)
-        k, m = plan_slots(len(drafts), masks, limit - len(state.output_token_ids))
-        extra = plan_groups(k, masks, limit - len(state.output_token_ids), self.settings.groups)
-        return self.records.hand_over(request, Row(drafts[:k], m, logits[:k] if logits is not None else None, extra))
+        remaining = limit - len(state.output_token_ids)
+        k, m = plan_slots(min(len(drawn.drafts), masks), masks, remaining)
+        groups = self.policy.groups(drawn.confidence[:k]) if k else ()
+        extra = plan_groups(k, masks, remaining, groups)
+        proposal = drawn.logits[:k] if drawn.logits is not None else None
+        return self.records.hand_over(request, Row(drawn.drafts[:k], m, proposal, extra, drawn.confidence[:k]))
 
-    def _draw(self, groups: list[tuple[int, int, int]]) -> tuple[dict[int, list[int]], dict[int, torch.Tensor]]:
-        """Drafts (and the logits they were drawn from, for sampled requests) of groups of mask rows.
+    def _draw(self, groups: list[tuple[int, int, int]]) -> dict[int, Drawn]:
+        """Drafts of groups of mask rows, by request.
 
         groups: (request, the group's place among the request's mask rows, masks), at most one of each request.
         """
         if not groups:
-            return {}, {}
+            return {}
         sampler: ISDSampler = self.runner.rejection_sampler
         requests, counts = [i for i, _, _ in groups], [count for _, _, count in groups]
         logits = sampler.mask_logits(groups)  # [M, vocab] float32, ours to change
@@ -162,13 +219,15 @@ class ISDProposer(EngineState):
             options["uniform"] = noise.uniform(counts, generators, logits.device)
         proposal = draw(logits, mask_token_id=self.mask_token_id, **options)
         ids = proposal.drafts.tolist()
-        drafts, kept, start = {}, {}, 0
+        # Without probabilistic drafts nothing was done to `logits` but the ban on the mask token.
+        sure = confidence(logits, proposal.drafts).tolist() if self.policy.confident else []
+        drawn, start = {}, 0
         for i, count in zip(requests, counts, strict=True):
-            drafts[i] = ids[start : start + count]
-            if proposal.logits is not None:
-                kept[i] = proposal.logits[start : start + count]
+            own = slice(start, start + count)
+            kept = proposal.logits[own] if proposal.logits is not None else None
+            drawn[i] = Drawn(ids[own], kept, sure[own] if self.policy.confident else ())
             start += count
-        return drafts, kept
+        return drawn
 
 
 def _mark(ids: np.ndarray, counts: np.ndarray, first: np.ndarray, masks: np.ndarray, value: int) -> np.ndarray:

@@ -20,6 +20,7 @@ from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
+from vllm_idlm.tail import DevicePlan, TailAttention
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
 from vllm_idlm.v2.sampler import ISDRejectionSampler
 
@@ -36,6 +37,7 @@ class Step:
     masks: Tensor  # [B] int32, mask slots behind them
     position: Tensor  # [B] int64, place in the sequence of the first row that has logits
     logits: Tensor | None = None  # [rows, V], of the forward; None if it had no slots
+    slots: Tensor | None = None  # [B] int32, drafts and all masks, with extra groups only
 
 
 class ISDSpeculator(EngineState, BaseSpeculator):
@@ -54,6 +56,7 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         self.synthetic: float | None = None  # benchmarks only: drafts pass at this rate, whatever they are
         self.step: Step | None = None
         self._mapping: Mapping | None = None
+        self.tail: TailAttention | None = None  # with extra groups only
 
     def _reserve(self, vllm_config: Any, slots: int) -> Tensor | None:
         """[R, n - 1, V] for the logits of q in the model's dtype, reserved before vLLM measures what memory is left."""
@@ -76,6 +79,19 @@ class ISDSpeculator(EngineState, BaseSpeculator):
             runner.lora_state = GatedLoraState(runner.lora_state, self.draft_lora)
             self._mapping = Mapping(runner.lora_manager._adapter_manager)
 
+    def attach_attention(self) -> None:
+        """Hook the attention of extra groups, once vLLM has made its metadata builders; SettingsError if it cannot."""
+        if not self.settings.groups:
+            return
+        groups = [group for groups in self.runner.attn_groups for group in groups]
+        layers = self.runner.vllm_config.compilation_config.static_forward_context
+        self.tail = TailAttention()
+        self.tail.attach(
+            {name: layers[name] for group in groups for name in group.layer_names},
+            [builder for group in groups for builder in group.metadata_builders],
+        )
+        self.tail.plan = DevicePlan(self.settings.masks, self.settings.groups, self.device)
+
     # -- before the forward
 
     def begin_step(self, batch: Any) -> None:
@@ -97,6 +113,7 @@ class ISDSpeculator(EngineState, BaseSpeculator):
                 none = torch.full_like(drafts, -1)
                 tokens = torch.empty(batch.num_tokens, dtype=torch.int32, device=self.device)
                 gate(layout, none, -1, Gate(drafts, masks, tokens, torch.empty_like(tokens)))
+                self._place_extra()
 
     def set_active_loras(self, ids: Any, requests: set[Any]) -> None:
         """Activate the adapters of this step, and map each row to its own. ids: [B] adapter id of each request."""
@@ -106,6 +123,19 @@ class ISDSpeculator(EngineState, BaseSpeculator):
             out = Gate(step.drafts, step.masks, *mapping.begin())
             gate(step.layout, mapping.slots(ids, self.device), mapping.slot_of(DRAFT_LORA_ID), out)
             mapping.finish(step.batch.num_tokens, int(step.batch.cu_num_logits_np[-1]))
+            self._place_extra()
+
+    def _place_extra(self) -> None:
+        """What the gate counted as masks, by groups: those of the causal row, and the rows behind it."""
+        if self.tail is None:
+            return
+        step, most = self.step, 2 * self.settings.masks
+        slots = step.drafts + step.masks
+        step.slots = slots
+        step.masks = torch.minimum(step.masks, most - step.drafts)
+        rows = torch.where(slots > 0, slots + 1, 0)
+        batch = step.batch
+        self.tail.plan.begin(batch.query_start_loc[: len(rows) + 1], rows, step.position, batch.positions)
 
     # -- after the sampler
 
@@ -130,15 +160,17 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         is_profile: bool = False,
         num_speculative_tokens: int | None = None,
     ) -> Tensor:
-        """The next slots of each request, [B, 2(n - 1)] int64: drafts drawn at this forward's mask rows, then masks.
+        """The next slots of each request, [B, slots] int64: drafts drawn at this forward's mask rows, then masks.
 
-        num_sampled: [B], tokens that this forward emitted. Drafts are drawn where it accepted all of its own.
+        num_sampled: [B], tokens that this forward emitted. Drafts are drawn from the masks behind the accepted ones.
         num_speculative_tokens: slots that the next forward will have (less than all under a schedule).
         """
         slots = torch.full(
             (input_batch.num_reqs, self.settings.slots), self.mask_token_id, dtype=torch.int64, device=self.device
         )
         step, self.step = self.step, None
+        if self.tail is not None:
+            self.tail.plan.end()
         if dummy_run or step is None:
             return slots
         with self.stats.timed():
@@ -148,20 +180,36 @@ class ISDSpeculator(EngineState, BaseSpeculator):
                 most = min(most, num_speculative_tokens // 2)
             count = torch.zeros_like(step.drafts)
             if step.logits is not None and most > 0:
-                all_accepted = num_sampled == step.drafts + 1
-                count = torch.where(all_accepted, step.masks.clamp(max=most), 0)
-                self._draw(step, count, temperature, seeds, slots)
+                accepted = num_sampled - 1
+                place, found = self._group(step, accepted)
+                count = torch.where(accepted < 0, 0, found.clamp(max=most))
+                self._draw(step, place, step.position + accepted + 1, count, temperature, seeds, slots)
             self.num_drafts[input_batch.idx_mapping] = count
         return slots
 
-    def _draw(self, step: Step, count: Tensor, temperature: Tensor, seeds: Tensor, slots: Tensor) -> None:
-        behind = step.drafts + 1
+    def _group(self, step: Step, accepted: Tensor) -> tuple[Tensor, Tensor]:
+        """Place in the row, and number, of the masks behind `accepted` drafts; [B] each."""
+        whole = accepted == step.drafts
+        place, count = step.drafts + 1, torch.where(whole, step.masks, 0)
+        if self.tail is not None:
+            most = self.settings.masks
+            order = self.tail.plan.order[accepted.clamp(0, most - 1).long()]  # of the group in the row; -1: not carried
+            behind = 1 + (2 + order) * most
+            left = (step.slots + 1 - behind).clamp(0, most)
+            extra = ~whole & (accepted < step.drafts) & (order >= 0)
+            place, count = torch.where(extra, behind.int(), place), torch.where(extra, left.int(), count)
+        return place, count
+
+    def _draw(
+        self, step: Step, place: Tensor, position: Tensor, count: Tensor, temperature: Tensor, seeds: Tensor,
+        slots: Tensor,
+    ) -> None:  # fmt: skip
         drafts = torch.empty(len(count), self.settings.masks, dtype=torch.int64, device=self.device)
         rows = MaskRows(
             step.logits,
-            step.batch.cu_num_logits[:-1] + behind,
+            step.batch.cu_num_logits[:-1] + place,
             count,
-            step.position + behind,
+            position,
             step.batch.idx_mapping,
             temperature,
             seeds,

@@ -1,0 +1,79 @@
+"""How many drafts and which groups of mask slots a forward is to carry, so that tokens a second are most.
+
+With k = n - 1 drafts, a_i the acceptance of draft i given those before it, r_j = a_1 .. a_j:
+
+    P_j = r_j (1 - a_(j+1)),  P_k = r_k      exactly j drafts are accepted
+    E   = 1 + r_1 + .. + r_k                 tokens of a verify forward
+
+If the masks behind the accepted prefix were there, the next forward verifies again; if not (probability u, the sum of
+P_j over the groups left out), it is cold: one token, and drafts. A cycle is 1 verify and u cold forwards, so
+
+    rate = (E + u) / (T(rows) + u T(cold rows))          rows = 1 + k + m (1 + groups),  cold rows = 1 + m,  m = k
+
+tokens a second. All groups cost the same rows, so the best g groups are the g likeliest: n^2 / 2 rates are looked at.
+A cold forward yields 1 token where the rate would have had rate T(cold): it loses V = rate T(cold) - 1, and a group
+takes rate dT tokens' worth of time. So a request that knows its own P_j (`outcomes` of its drafts' own acceptances)
+carries group j if P_j V > rate dT (`worthwhile`). None of this touches what is verified: masks only propose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Choice(NamedTuple):
+    """What a forward is to carry."""
+
+    stride: int  # 1: plain decoding
+    groups: tuple[int, ...]  # extra groups by the number of drafts accepted, the likeliest first
+    rate: float  # tokens a second that this is expected to yield, of all requests
+    value: float  # V: tokens that a request loses by a cold forward
+    price: float  # of one group's rows, in tokens
+
+
+def outcomes(acceptance: Sequence[float]) -> list[float]:
+    """P_0 .. P_k: the probability that exactly j drafts are accepted. acceptance: a_1 .. a_k."""
+    reached, found = 1.0, []
+    for rate in acceptance:
+        found.append(reached * (1 - rate))
+        reached *= rate
+    return [*found, reached]
+
+
+def expected_tokens(acceptance: Sequence[float]) -> float:
+    """E: tokens of a verify forward."""
+    return sum((j + 1) * p for j, p in enumerate(outcomes(acceptance)))
+
+
+def choose(
+    acceptance: Sequence[float], cost: Callable[[int, bool], float], requests: int = 1, groups: bool = True
+) -> Choice:
+    """The stride (at most len(acceptance) + 1) and the groups with the highest rate.
+
+    acceptance: a_1 .. a_k; cost: seconds of a forward with that many rows in the batch, with mask slots or without;
+    requests: of the batch, each with such a row; groups: whether extra groups may be carried.
+    """
+    best = Choice(1, (), requests / cost(requests, False), 0.0, 0.0)
+    for k in range(1, len(acceptance) + 1):
+        chances = outcomes(acceptance[:k])
+        likeliest = sorted(range(k), key=lambda j: -chances[j])
+        tokens, cold = expected_tokens(acceptance[:k]), cost(requests * (1 + k), True)
+        for count in range(k + 1 if groups else 1):
+            missed = 1 - chances[k] - sum(chances[j] for j in likeliest[:count])
+            rows = requests * (1 + 2 * k + count * k)
+            taken = cost(rows, True)
+            rate = requests * (tokens + missed) / (taken + missed * cold)
+            if rate > best.rate:
+                own = rate / requests  # of one request
+                step = cost(rows + requests * k, True) - taken
+                best = Choice(k + 1, tuple(likeliest[:count]), rate, own * cold - 1, own * step)
+    return best
+
+
+def worthwhile(acceptance: Sequence[float], choice: Choice) -> tuple[int, ...]:
+    """The groups that pay for a row whose drafts have these acceptances, the likeliest first."""
+    chances = outcomes(acceptance)[:-1]
+    return tuple(
+        j for j in sorted(range(len(chances)), key=lambda j: -chances[j]) if chances[j] * choice.value > choice.price
+    )

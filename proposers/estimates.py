@@ -1,0 +1,86 @@
+"""Running estimates that coverage is chosen by: acceptance of drafts, and the time of a forward."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+
+_EDGES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97)  # of q(draft), the confidence of a draft
+
+
+class Acceptance:
+    """Acceptance of drafts by place and by confidence, of the last thousand or so, on top of a weak prior.
+
+    Counts fade with every step, also without drafts: an estimate that stopped drafting is forgotten in time, the prior
+    returns, and drafting is tried again.
+    """
+
+    def __init__(self, places: int, prior: float = 0.6, weight: float = 8.0, keep: float = 0.998) -> None:
+        """places: drafts of a row. prior, weight: acceptance where nothing is known, and its worth in drafts."""
+        self._counts = np.zeros((places, len(_EDGES) + 1, 2))  # accepted, tried
+        self._prior, self._weight, self._keep = prior, weight, keep
+
+    def fade(self) -> None:
+        """A step has passed."""
+        self._counts *= self._keep
+
+    def observe(self, confidence: Sequence[float], accepted: int) -> None:
+        """A row was verified: q of its drafts, how many were accepted. Drafts behind the first rejected say nothing."""
+        for place, q in enumerate(confidence[: accepted + 1]):
+            self._counts[place, bisect_right(_EDGES, q)] += (place < accepted, 1)
+
+    def by_place(self) -> list[float]:
+        """a_1 .. a_k over all drafts."""
+        accepted, tried = self._counts.sum(1).T
+        return ((accepted + self._weight * self._prior) / (tried + self._weight)).tolist()
+
+    def of(self, confidence: Sequence[float]) -> list[float]:
+        """a_1 .. a_k of a row with drafts of these confidences."""
+        found = []
+        for place, (q, mean) in enumerate(zip(confidence, self.by_place(), strict=False)):
+            accepted, tried = self._counts[place, bisect_right(_EDGES, q)]
+            found.append(float((accepted + self._weight * mean) / (tried + self._weight)))
+        return found
+
+
+class Cost:
+    """Seconds of a forward by its rows: a calibrated table, corrected by what the steps really took.
+
+    The correction is a line over rows, fitted to the last hundred or so steps: attention, sampling and scheduling are
+    not in the table. Its slope is held back until rows have varied.
+    """
+
+    def __init__(
+        self, rows: Sequence[int], plain: Sequence[float], masked: Sequence[float], keep: float = 0.98
+    ) -> None:
+        """rows: ascending; plain, masked: seconds of a forward with that many rows, without and with mask slots."""
+        self._rows = np.asarray(rows, dtype=float)
+        self._tables = {False: np.asarray(plain, dtype=float), True: np.asarray(masked, dtype=float)}
+        self._keep, self._sums = keep, np.zeros(5)  # 1, x, xx, y, xy
+
+    def table(self, rows: int, masked: bool) -> float:
+        """Seconds by the table, in between and beyond its entries along straight lines."""
+        known = self._tables[masked]
+        if rows <= self._rows[-1] or len(known) == 1:
+            return float(np.interp(rows, self._rows, known))
+        slope = (known[-1] - known[-2]) / (self._rows[-1] - self._rows[-2])
+        return float(known[-1] + slope * (rows - self._rows[-1]))
+
+    def observe(self, rows: int, masked: bool, seconds: float) -> None:
+        """A step with that many rows took that long; over three times the estimate is a pause, and left out."""
+        if self._sums[0] > 4 and seconds > 3 * self(rows, masked):
+            return
+        y = seconds - self.table(rows, masked)
+        self._sums = self._sums * self._keep + (1, rows, rows * rows, y, rows * y)
+
+    def __call__(self, rows: int, masked: bool) -> float:
+        """Seconds expected of a step."""
+        count, x, xx, y, xy = self._sums
+        made = self.table(rows, masked)
+        if count:
+            spread = xx - x * x / count
+            slope = (xy - x * y / count) / (spread + 16 * count)  # as if rows had varied by 4 around a flat line
+            made += (y - slope * x) / count + slope * rows
+        return float(max(made, 1e-6))

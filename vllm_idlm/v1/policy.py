@@ -1,0 +1,85 @@
+"""What the next rows of requests are to carry: fixed by the settings, or chosen as it goes (`"coverage": "auto"`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from vllm_idlm.proposers.coverage import Choice, choose, worthwhile
+from vllm_idlm.proposers.estimates import Acceptance, Cost
+from vllm_idlm.proposers.state import Row
+from vllm_idlm.settings import ISDSettings
+
+
+class Fixed:
+    """Stride and groups as the settings say."""
+
+    confident = False  # whether drafts are to come with their confidence
+
+    def __init__(self, settings: ISDSettings) -> None:
+        self._settings = settings
+
+    def begin(self, rows: dict[str, Row], tokens: int) -> None:
+        """A step begins: its rows by request, and the tokens vLLM scheduled in all."""
+
+    def observe(self, forwards: Sequence[tuple[str, Row, list[int]]]) -> None:
+        """What a step's decode forwards emitted: request, row, tokens."""
+
+    def stride(self, requests: int) -> int:
+        """The stride of a forward with that many requests."""
+        return self._settings.stride(requests)
+
+    def groups(self, confidence: Sequence[float]) -> tuple[int, ...]:
+        """The extra groups of a row whose drafts have these confidences."""
+        return self._settings.groups
+
+
+class Auto(Fixed):
+    """The stride and groups with the most tokens a second (`proposers.coverage`), looked at anew every few steps."""
+
+    confident = True
+    _EVERY = 8  # steps between choices while the number of requests stays
+
+    def __init__(self, settings: ISDSettings, cost: Cost) -> None:
+        super().__init__(settings)
+        self.cost, self.acceptance = cost, Acceptance(settings.masks)
+        self.choice: Choice | None = None
+        self._requests = self._age = 0
+        self._last: tuple[float, set[str], int, bool] | None = None  # of the step before: began, requests, rows, masks
+
+    def begin(self, rows: dict[str, Row], tokens: int) -> None:
+        """Times the step before, if it was all decoding and this one goes on with it."""
+        now = time.perf_counter()
+        if self._last is not None:
+            began, requests, count, masked = self._last
+            if not requests.isdisjoint(rows):  # nothing was waited for
+                self.cost.observe(count, masked, now - began)
+        width = sum(1 + row.width for row in rows.values())
+        decoding = tokens == width
+        self._last = (now, set(rows), width, width > len(rows)) if decoding else None
+        self.acceptance.fade()
+
+    def observe(self, forwards: Sequence[tuple[str, Row, list[int]]]) -> None:
+        """Counts which drafts were accepted."""
+        for _, row, tokens in forwards:
+            if row.drafts:
+                self.acceptance.observe(row.confidence, len(tokens) - 1)
+
+    def stride(self, requests: int) -> int:
+        """The stride chosen for that many requests, below the schedule's."""
+        self._age += 1
+        if self.choice is None or requests != self._requests or self._age >= self._EVERY:
+            most = self._settings.stride(requests) - 1
+            self.choice = choose(self.acceptance.by_place()[:most], self.cost, requests)
+            self._requests, self._age = requests, 0
+        return self.choice.stride
+
+    def groups(self, confidence: Sequence[float]) -> tuple[int, ...]:
+        """The groups that pay for these drafts."""
+        return worthwhile(self.acceptance.of(confidence), self.choice)
+
+
+def make(settings: ISDSettings, cost: Any = None) -> Fixed:
+    """The policy of `settings`; cost: of the rows of a batch, for `auto`."""
+    return Auto(settings, cost) if settings.coverage == "auto" and cost is not None else Fixed(settings)
