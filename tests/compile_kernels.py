@@ -20,6 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from vllm_idlm.kernels.draft import triton as draft
 from vllm_idlm.kernels.gate import triton as gate
+from vllm_idlm.kernels.tail import triton as tail
 from vllm_idlm.kernels.verify import triton as verify
 
 del backends["cpu"]  # Triton's compiler asks every backend
@@ -42,12 +43,22 @@ _TYPES = {
 }
 
 
-def compiled(kernel, dtype: str = "bf16", other: dict | None = None, **constants) -> str:
+# The tail kernels of Qwen3-8B: 9 rows of 4 heads.
+_TAIL = {**dict.fromkeys(("part_max", "part_sum", "part_out"), FLOATS), "scale": "fp32"}
+_TAIL |= dict.fromkeys(("table", "starts", "rows"), INTS)
+_TAIL_SIZES = {"GROUP": 4, "SIZE": 128, "PADDED": 128, "M": 64, "SPLITS": tail.SPLITS}
+
+
+def _typed(dtype: str) -> dict[str, str]:
+    return dict.fromkeys(("query", "key", "value", "output"), f"*{dtype}")
+
+
+def compiled(kernel, dtype: str = "bf16", other: dict | None = None, warps: int = 4, **constants) -> str:
     """Machine code of a kernel for sm_90; returns what ptxas used. other: types that are not the usual ones."""
     types = {**_TYPES, "logits": f"*{dtype}", "proposal": f"*{dtype}", **(other or {})}
     signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
     return _usage(made.asm["cubin"])
 
 
@@ -76,6 +87,10 @@ def main() -> None:
             sizes = {"BLOCK": verify.RACE_BLOCK, "BLOCKS": 64}
             print("verify.race", dtype, flags, compiled(verify._race, dtype, other, **sizes, **flags))
         print("draft.race", dtype, compiled(draft._race, dtype, MOST=3, BLOCK=draft.BLOCK, SAMPLED=True))
+    for dtype in ("bf16", "fp16"):
+        types, sizes = _TAIL | _typed(dtype), {"TOKENS": 16, "TILE": tail.TILE, "WIDE": False}
+        print("tail.stretch", dtype, compiled(tail._stretch, dtype, types, tail.WARPS, **_TAIL_SIZES, **sizes))
+        print("tail.join", dtype, compiled(tail._join, dtype, types, **_TAIL_SIZES))
     print("verify.finish", compiled(verify._finish, WIDTH=4, PADDED=4, BLOCKS=64, RACE_BLOCKS=256))
     print("draft.race greedy", compiled(draft._race, MOST=3, BLOCK=draft.BLOCK, SAMPLED=False))
     print("draft.pick", compiled(draft._pick, MOST=3, BLOCKS=256))

@@ -15,6 +15,7 @@ from vllm_idlm.kernels.tail.naive import Tail
 
 SPLITS = 8
 TILE = 64  # keys of a step
+WARPS = 8  # with fewer, registers would spill
 
 
 @triton.jit
@@ -68,7 +69,7 @@ def _stretch(
     own = (head * GROUP + score % GROUP) * SIZE
     from_query = query + row.to(tl.int64)[:, None] * query_stride + own[:, None] + size[None, :]
     q = tl.load(from_query, mask=live[:, None] & (size < SIZE)[None, :], other=0.0)
-    if WIDE:
+    if WIDE:  # the interpreter's products of bfloat16 are wrong
         q = q.to(tl.float32)
     maximum = tl.full((M,), float("-inf"), tl.float32)
     weight = tl.zeros((M,), tl.float32)
@@ -145,7 +146,7 @@ def tail_attention(output: Tensor, query: Tensor, key: Tensor, value: Tensor, ta
     _stretch[(requests, heads, SPLITS)](
         maximum, weight, out, query, query.stride(0), key, *key.stride(), value, *value.stride(), tail.block_table,
         tail.block_table.stride(0), tail.starts, tail.rows, tail.rows.shape[1], scale,
-        TOKENS=key.shape[2], TILE=TILE, WIDE=noise.INTERPRETED, **shape,  # its products of bfloat16 are wrong
+        TOKENS=key.shape[2], TILE=TILE, WIDE=noise.INTERPRETED, num_warps=WARPS, **shape,
     )  # fmt: skip
     _join[(requests, heads, tail.most * group)](
         output, output.stride(0), maximum, weight, out, tail.starts, tail.rows, **shape
