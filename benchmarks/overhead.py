@@ -46,7 +46,8 @@ def _prompts(llm, batch: int) -> list[list[int]]:
 
 def _start(args: argparse.Namespace) -> dict:
     if args.shape is None:
-        return {m: common.start(m, args.n, dtype=args.dtype, enforce_eager=args.eager) for m in args.methods.split(",")}
+        options = {"dtype": args.dtype, "enforce_eager": args.eager}
+        return {m: _with_coverage(common.start, m, args.n, **options) for m in args.methods.split(",")}
     folder = Path(tempfile.mkdtemp())
     # Each engine of a big shape takes its share of the device: KV caches are small, weights are held twice.
     options = {"dtype": args.dtype, "enforce_eager": args.eager}
@@ -54,7 +55,19 @@ def _start(args: argparse.Namespace) -> dict:
     methods = args.methods.split(",")
     options["gpu_memory_utilization"] = 0.9 / len(methods)
     options["max_num_seqs"] = max(int(b) for b in args.batches.split(","))
-    return {m: common.start_shape(m, args.n, args.shape, folder, rank=args.rank, **options) for m in methods}
+    found = {}
+    for name in methods:
+        method, _, coverage = name.partition(":")
+        options["coverage"] = coverage or "last"
+        found[name] = common.start_shape(method, args.n, args.shape, folder, rank=args.rank, **options)
+    return found
+
+
+def _with_coverage(start, name: str, n: int, **options):
+    """An engine by a name such as risd or risd:all."""
+    method, _, coverage = name.partition(":")
+    settings = {"coverage": coverage, **({"lora": None} if method == "isd" else {})} if coverage else None
+    return start(method, n, settings=settings, **options)
 
 
 def _print(rows: list[dict], n: int) -> None:
@@ -80,7 +93,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--methods", default="plain,isd,risd", help="plain first")
+    parser.add_argument("--methods", default="plain,isd,risd", help="plain first; isd:all is isd with that coverage")
     parser.add_argument("--shape", choices=sorted(common.SHAPES), help="dummy weights of this shape (needs no files)")
     parser.add_argument("--synthetic", type=float, help="accept drafts at this rate (needs Model Runner V2)")
     parser.add_argument("--eager", action="store_true", help="do not compile the models")

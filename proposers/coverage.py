@@ -47,19 +47,19 @@ def expected_tokens(acceptance: Sequence[float]) -> float:
 
 
 def choose(
-    acceptance: Sequence[float], cost: Callable[[int, bool], float], requests: int = 1, groups: bool = True
+    acceptance: Sequence[float], cost: Callable[[int, bool], float], requests: int = 1, most: int = 99
 ) -> Choice:
     """The stride (at most len(acceptance) + 1) and the groups with the highest rate.
 
     acceptance: a_1 .. a_k; cost: seconds of a forward with that many rows in the batch, with mask slots or without;
-    requests: of the batch, each with such a row; groups: whether extra groups may be carried.
+    requests: of the batch, each with such a row; most: extra groups that may be carried.
     """
     best = Choice(1, (), requests / cost(requests, False), 0.0, 0.0)
     for k in range(1, len(acceptance) + 1):
         chances = outcomes(acceptance[:k])
         likeliest = sorted(range(k), key=lambda j: -chances[j])
         tokens, cold = expected_tokens(acceptance[:k]), cost(requests * (1 + k), True)
-        for count in range(k + 1 if groups else 1):
+        for count in range(min(k, most) + 1):
             missed = 1 - chances[k] - sum(chances[j] for j in likeliest[:count])
             rows = requests * (1 + 2 * k + count * k)
             taken = cost(rows, True)

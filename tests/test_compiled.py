@@ -15,7 +15,7 @@ def test_compiled_gated_decoding_equals_plain(smol, adapter):
     params = SamplingParams(temperature=0, max_tokens=40, ignore_eos=True)
     chats = [[{"role": "user", "content": p}] for p in ("Count to ten.", "What is rain?", "Tell me about Paris.")]
     want = tokens(engine(smol).chat(chats, params, use_tqdm=False))
-    llm = engine(smol, speculative_config=isd(lora=adapter), enforce_eager=False)
+    llm = engine(smol, speculative_config=isd(lora=adapter, coverage="all"), enforce_eager=False)
     assert llm.llm_engine.vllm_config.compilation_config.mode.name != "NONE"
     stats(llm)
     assert tokens(llm.chat(chats, params, use_tqdm=False)) == want

@@ -60,7 +60,8 @@ def test_the_rate_is_what_a_simulation_yields_and_no_other_choice_beats_it(accep
 def test_free_rows_carry_every_group_and_dear_rows_none():
     assert choose([0.5] * 3, line(1.0, 0.0))[:2] == (4, (0, 1, 2))
     assert choose([0.5] * 3, line(0.0, 1.0))[:2] == (1, ())
-    assert choose([0.5] * 3, line(1.0, 0.0), groups=False).groups == ()
+    assert choose([0.5] * 3, line(1.0, 0.0), most=0).groups == ()
+    assert choose([0.5] * 3, line(1.0, 0.0), most=2).groups == (0, 1)
 
 
 def test_the_worst_stride_with_groups_is_plain_and_more_requests_carry_less():

@@ -28,6 +28,10 @@ def _allowed(name: str) -> str:
     bounds = {type(m).__name__: getattr(m, "ge", getattr(m, "le", None)) for m in field.metadata}
     if name == "schedule":
         return "list of `[first, last, stride]`"
+    if name == "coverage":
+        return "`auto`, `last`, `all` or a list of numbers below n - 1"
+    if name == "lossy_alpha":
+        return "over 0 to 1"
     if "Le" in bounds:
         return f"{bounds['Ge']} to {bounds['Le']}"
     return "token id" if "Ge" in bounds else "folder or hub id"

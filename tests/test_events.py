@@ -37,10 +37,15 @@ def _chat(llm, prompts, params, **options):
 
 
 def _configs(adapter):
-    return {"isd": isd(mask_token_id=MASK), "risd": isd(lora=adapter)}
+    return {
+        "isd": isd(mask_token_id=MASK),
+        "risd": isd(lora=adapter),
+        "isd-all": isd(mask_token_id=MASK, coverage="all"),
+        "risd-all": isd(lora=adapter, coverage="all"),
+    }
 
 
-@pytest.mark.parametrize("method", [pytest.param("isd", marks=pytest.mark.slow), "risd"])
+@pytest.mark.parametrize("method", [pytest.param("isd", marks=pytest.mark.slow), "risd", "risd-all"])
 def test_preemption(smol, adapter, method):
     """A KV cache too small for the batch: requests are preempted and resumed, the output stays the same."""
     prompts, params = _prompts(8, words=12), _params(120)
@@ -52,14 +57,15 @@ def test_preemption(smol, adapter, method):
     assert len(preempted) >= 3, "the KV cache was large enough: nothing was preempted"
 
 
-@pytest.mark.parametrize("method", ["isd", "risd"])
+@pytest.mark.parametrize("method", ["isd", "risd", "isd-all", "risd-all"])
 @pytest.mark.parametrize("budget", [5, 16, 64])
 def test_chunked_prompts_and_rows(smol, adapter, method, budget):
-    """A token budget that cuts prompts, and at 5 also the rows of seven slots themselves."""
+    """A token budget that cuts prompts, and at 5 also the rows of seven slots themselves (of sixteen at 16)."""
     prompts, params = _prompts(3, words=2), _params(24)
     want = tokens(_chat(engine(smol), prompts, params))
     limits = {"max_num_batched_tokens": budget, "max_num_seqs": 1 if budget < 16 else 2, "enable_prefix_caching": False}
-    if method == "risd" and budget < limits["max_num_seqs"] * 7:
+    row = {"risd": 7, "risd-all": 16}.get(method, 0)
+    if budget < limits["max_num_seqs"] * row:
         from vllm import EngineArgs
 
         with pytest.raises(ValueError, match="max_num_batched_tokens"):
@@ -70,7 +76,7 @@ def test_chunked_prompts_and_rows(smol, adapter, method, budget):
     assert tokens(_chat(llm, prompts, params)) == want
 
 
-@pytest.mark.parametrize("method", [pytest.param("isd", marks=pytest.mark.slow), "risd"])
+@pytest.mark.parametrize("method", [pytest.param("isd", marks=pytest.mark.slow), "risd", "risd-all"])
 def test_prefix_cache_cold_and_warm(smol, adapter, method):
     """Blocks filled by ISD's forwards serve later requests: no mask's keys or rejected draft's keys are among them."""
     prompts, params = _prompts(4, words=20), _params(100)
@@ -116,14 +122,14 @@ def test_abort_in_mid_stream(smol, adapter, method):
     assert len(proposer(llm).records) == 0
 
 
-@pytest.mark.parametrize("n", [2, 4, 8])
-def test_up_to_the_models_length(smol, adapter, n):
+@pytest.mark.parametrize(("n", "coverage"), [(2, "last"), (4, "last"), (8, "last"), (4, "all")])
+def test_up_to_the_models_length(smol, adapter, n, coverage):
     """Near max_model_len a row has fewer slots, never one over the edge; both stop at the same place."""
     limit = {"max_model_len": 96, "max_num_seqs": 4}
     prompts = [TOPICS[i] for i in range(4)]
     params = _params(None)
     want = _chat(engine(smol, **limit), prompts, params)
-    got = _chat(engine(smol, speculative_config=isd(n, lora=adapter), **limit), prompts, params)
+    got = _chat(engine(smol, speculative_config=isd(n, lora=adapter, coverage=coverage), **limit), prompts, params)
     assert tokens(got) == tokens(want)
     assert all(len(o.prompt_token_ids) + len(o.outputs[0].token_ids) == 96 for o in got)
 
@@ -155,17 +161,56 @@ def test_mask_token_in_the_prompt(smol, adapter):
     assert tokens(llm.generate(prompts, _params(32), use_tqdm=False)) == want
 
 
-def test_seeds_reproduce_whatever_the_company(smol, adapter):
+@pytest.mark.parametrize("coverage", ["last", "all", "auto"])
+def test_seeds_reproduce_whatever_the_company(smol, adapter, coverage):
     """A seeded request draws the same tokens alone and in a batch, with its prompt in one piece or in chunks."""
-    prompt = _prompts(1, words=3)
+    prompt = _prompts(1, words=12)
     seeded, other = _params(24, temperature=0.9, seed=5), _params(24, temperature=1.0)
-    llm = engine(smol, speculative_config=isd(lora=adapter))
+    config = isd(lora=adapter, coverage=coverage)
+    llm = engine(smol, speculative_config=config)
     alone = tokens(_chat(llm, prompt, seeded))
     together = tokens(_chat(llm, [*prompt, *_prompts(4)], [seeded, *[other] * 4]))[:1]
-    chunked = engine(smol, speculative_config=isd(lora=adapter), max_num_batched_tokens=32, max_num_seqs=4)
+    chunked = engine(smol, speculative_config=config, max_num_batched_tokens=64, max_num_seqs=4)
     assert together == alone
     assert tokens(_chat(chunked, prompt, seeded)) == alone
     assert tokens(_chat(llm, prompt, _params(24, temperature=0.9, seed=6))) != alone
+
+
+def test_auto_gives_the_same_text_and_chooses(smol, adapter):
+    """What clocks and acceptance choose changes from step to step and with the batch; the text does not."""
+    params = _params(40)
+    llm = engine(smol, speculative_config=isd(lora=adapter, coverage="auto"))
+    found = proposer(llm).policy
+    assert found.cost.table(16, True) >= found.cost.table(1, False) > 0, "rows were not measured"
+    for count in (1, 5):
+        prompts = _prompts(count, words=1)
+        want = tokens(_chat(engine(smol), prompts, params))
+        assert tokens(_chat(llm, prompts, params)) == want
+        assert found.choice is not None
+    for dear in (0.0, 1.0):  # rows for nothing: all groups; rows at a second each: plain decoding
+        found.cost = lambda rows, masked, dear=dear: 1.0 + dear * rows
+        found.cost.observe = lambda *_: None
+        stats(llm)
+        assert tokens(_chat(llm, prompts, params)) == want
+        counted = stats(llm)
+        if dear:
+            assert found.choice.stride == 1
+            assert counted["tpf"] < 1.1
+        else:
+            assert found.choice[:2] == (4, (0, 1, 2))
+            assert counted["cold"] < 0.1 * counted["forwards"]
+
+
+def test_all_outcomes_covered_leave_no_cold_forwards(smol, adapter):
+    """But for the first forward of an answer and its last tokens; and more tokens come of each."""
+    prompts, params, found = _prompts(4, words=0), _params(100), {}
+    for coverage in ("last", "all"):
+        llm = engine(smol, speculative_config=isd(lora=adapter, coverage=coverage))
+        stats(llm)
+        _chat(llm, prompts, params)
+        found[coverage] = stats(llm)
+    assert found["all"]["cold"] <= 2 * len(prompts) < found["last"]["cold"]
+    assert found["all"]["tpf"] > 1.1 * found["last"]["tpf"]
 
 
 def test_schedule_and_opt_out(smol, adapter):

@@ -8,7 +8,7 @@ from tests.cases import CASES, sampling
 from tests.engines import MASK, engine, isd, stats
 
 pytestmark = pytest.mark.vllm
-METHODS = ("isd", "isd-n2", "isd-n8", "risd")
+METHODS = ("isd", "isd-n2", "isd-n8", "risd", "risd-all")
 
 
 def _engine(method: str, smol: str, adapter: str):
@@ -18,6 +18,7 @@ def _engine(method: str, smol: str, adapter: str):
         "isd-n2": isd(2, mask_token_id=MASK),
         "isd-n8": isd(8, mask_token_id=MASK),
         "risd": isd(lora=adapter),
+        "risd-all": isd(lora=adapter, coverage="all"),
     }[method]
     return engine(smol, speculative_config=config)
 

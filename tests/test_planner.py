@@ -57,6 +57,17 @@ def test_tpf_is_the_papers():
     assert planner.tpf([0.0] * 3) == 1.0
 
 
+def test_extra_groups_leave_no_cold_forwards_and_pay_at_few_requests():
+    assert planner.tpf([0.9] * 3, 3) == pytest.approx(3.439)
+    assert planner.tpf([0.5, 0.4, 0.4], 1) == pytest.approx((1.78 + 0.42) / 1.42)
+    assert planner.tpf([0.5, 0.4, 0.4]) < planner.tpf([0.5, 0.4, 0.4], 2) < planner.tpf([0.5, 0.4, 0.4], 3)
+    few, many = h100().best(1, [0.8] * 3, True), h100().best(256, [0.8] * 3, True)
+    assert few["groups"] == few["n"] - 1 == 3
+    assert few["speedup"] > h100().best(1, [0.8] * 3)["speedup"] * 1.1
+    assert many["groups"] == 0
+    assert h100().step_ms(1, 4) < h100().step_ms(1, 4, 3) < 1.2 * h100().step_ms(1, 4)
+
+
 def test_the_schedule_is_a_setting_and_falls_with_load():
     schedule = h100().schedule([0.9] * 7)
     strides = [entry[2] for entry in schedule]
@@ -82,6 +93,7 @@ def test_the_command():
         (["idlm-8b", "--acceptance", "1.4"], "from 0 to 1"),
         (["idlm-8b", "--acceptance", "high"], "give numbers"),
         (["idlm-8b", "--concurrency", "0"], "at least 1"),
+        (["idlm-8b", "--coverage", "most"], "allowed are last and auto"),
     ],
 )
 def test_bad_input(arguments, says):

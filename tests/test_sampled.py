@@ -118,9 +118,23 @@ def _pvalue(folders, options: dict, samples: int, **settings) -> float:
     return result.pvalue
 
 
-@pytest.mark.parametrize("name", ["t=1", "penalties"])
-def test_sampled_equals_plain(folders, name):
-    assert _pvalue(folders, OPTIONS[name], 20_000) > ALPHA
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("t=1", {}),
+        ("penalties", {}),
+        ("t=1", {"coverage": "all"}),
+        ("penalties", {"coverage": "all", "verify": "block"}),
+        ("t=1", {"coverage": "auto"}),
+    ],
+)
+def test_sampled_equals_plain(folders, name, settings):
+    assert _pvalue(folders, OPTIONS[name], 20_000, **settings) > ALPHA
+
+
+def test_a_lossy_setting_is_lossy(folders):
+    """It does what it is named for: more drafts pass, and the distribution is another."""
+    assert _pvalue(folders, OPTIONS["t=1"], 20_000, lossy_alpha=0.6) < 1e-6
 
 
 @pytest.mark.slow
@@ -130,9 +144,20 @@ def test_sampled_equals_plain_at_200k(folders, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "draft_sampling"), [(2, "probabilistic"), (3, "greedy"), (8, "probabilistic")])
-def test_other_strides_and_greedy_drafts_at_200k(folders, n, draft_sampling):
-    assert _pvalue(folders, OPTIONS["t=1"], 200_000, n=n, draft_sampling=draft_sampling) > ALPHA
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"n": 2},
+        {"n": 3, "draft_sampling": "greedy"},
+        {"n": 8},
+        {"coverage": "all"},
+        {"coverage": [1], "verify": "block"},
+        {"n": 3, "coverage": "all", "draft_sampling": "greedy", "verify": "block"},
+    ],
+    ids=str,
+)
+def test_other_settings_at_200k(folders, settings):
+    assert _pvalue(folders, OPTIONS["t=1"], 200_000, **settings) > ALPHA
 
 
 def test_a_planted_bias_is_rejected(folders, monkeypatch):

@@ -20,7 +20,12 @@ from vllm_idlm.settings import ISDSettings, SettingsError, complete, parse, want
         ({"stride": 4}, ['"stride" (4)', "allowed are", "mask_token_id"]),
         ({"mask_token": 3}, ['did you mean "mask_token_id"']),
         ({"draft_sampling": "argmax"}, ['"draft_sampling"', "'argmax'", "'probabilistic' or 'greedy'"]),
-        ({"verify": "block"}, ['"verify"', "'standard'"]),
+        ({"verify": "tree"}, ['"verify"', "'standard'", "'block'"]),
+        ({"verify": "block", "lossy_alpha": 0.8}, ['"lossy_alpha"', "can be relaxed"]),
+        ({"lossy_alpha": 1.5}, ['"lossy_alpha"', "less than or equal to 1"]),
+        ({"coverage": "most"}, ['"coverage"']),
+        ({"coverage": [0, 3]}, ['"coverage"', "from 0 to n - 2 = 2"]),
+        ({"coverage": [1, 1]}, ['"coverage"', "different numbers"]),
         ({"mask_token_id": -1}, ['"mask_token_id"', "-1"]),
         ({"model": "x"}, ['"lora"']),
         ({"num_speculative_tokens": 3}, ['say "n"']),
@@ -77,7 +82,7 @@ def test_the_zoo_name_brings_model_mask_adapter_and_dtype(smol, adapter):
     assert found.model_config.served_model_name == "smollm2-135m-risd"
     isd = found.additional_config["isd"]
     assert (isd["n"], isd["mask_token_id"], isd["lora"]) == (4, 16, adapter)
-    assert found.speculative_config.num_speculative_tokens == 6
+    assert found.speculative_config.num_speculative_tokens == 15
     assert found.lora_config.max_loras == 1
     assert str(found.model_config.dtype) == "torch.bfloat16"
     assert str(_config("smollm2-135m-risd", dtype="float32").model_config.dtype) == "torch.float32"
@@ -127,10 +132,34 @@ def test_refused_before_anything_is_loaded(tiny_model, options, words):
 
 def test_the_default_budget_holds_every_row(smol):
     found = _config("smollm2-135m-risd", speculative_config={"method": "isd", "n": 16}, max_num_seqs=256)
-    assert found.scheduler_config.max_num_batched_tokens >= 256 * 31
+    assert 256 * 31 <= found.scheduler_config.max_num_batched_tokens < 256 * 33  # auto makes room for 32 slots
     limits = {"max_num_seqs": 16, "max_num_batched_tokens": 64}
     with pytest.raises(ValueError, match=r"max_num_batched_tokens=64 .* at least 112"):
         _config("smollm2-135m-risd", speculative_config={"method": "isd", "n": 4}, **limits)
+    limits["max_num_batched_tokens"] = 200
+    asked = {"method": "isd", "n": 4, "coverage": "all"}
+    with pytest.raises(ValueError, match=r"max_num_batched_tokens=200 .* at least 256"):
+        _config("smollm2-135m-risd", speculative_config=asked, **limits)
+    found = _config("smollm2-135m-risd", speculative_config={"method": "isd"}, **limits)
+    assert found.additional_config["isd"]["coverage"] == "last"  # all that the room given allows
+    assert found.speculative_config.num_speculative_tokens == 6
+
+
+@pytest.mark.parametrize(
+    ("coverage", "n", "extra", "slots"),
+    [
+        ("last", 4, 0, 6),
+        ("all", 4, 3, 15),
+        ([2, 0], 4, 2, 12),
+        ("auto", 4, 3, 15),
+        ("auto", 8, 2, 28),
+        ("auto", 16, 0, 30),
+    ],
+)
+def test_room_for_extra_groups(coverage, n, extra, slots):
+    found = parse({"method": "isd", "n": n, "coverage": coverage})
+    assert (found.extra, found.slots) == (extra, slots)
+    assert len(found.groups) >= extra
 
 
 def test_an_adapter_without_safetensors_is_refused(tiny_model, tmp_path):

@@ -23,9 +23,11 @@ def test_a_batch_counts_as_its_requests_do():
             want.accepted_all += k > 0 and e == k + 1
             want.rejected += k > 0 and e < k + 1
             want.emitted += e
+            want.rows += 1 + k + 3
             for place in range(k):
                 want.drafted_per_position[place] += 1
                 want.accepted_per_position[place] += place < e - 1
         found.observe(batch)
     assert found.as_dict() == want.as_dict()
     assert found.as_dict()["forwards"] > 20
+    assert found.as_dict()["rows_per_token"] == found.rows / found.emitted

@@ -42,7 +42,7 @@ def test_users_adapters_beside_the_draft_adapter(folders):
     alone = engine(model, enable_lora=True, max_loras=2, max_lora_rank=8, **{**base, "max_num_seqs": 1})
     want = _run(alone, adapters, USERS)
     assert len({tuple(w[0]) for w in want}) > 3, "the adapters change nothing"
-    config = isd(mask_token_id=1, lora=adapters["draft"])
+    config = isd(mask_token_id=1, lora=adapters["draft"], coverage="all")
     ours = engine(model, enable_lora=True, max_loras=2, max_lora_rank=8, speculative_config=config, **base)
     stats(ours)
     assert _run(ours, adapters, USERS) == want

@@ -73,6 +73,9 @@ def apply_isd(args: Any, model_config: Any) -> None:
         if settings.check_base:
             _check_base(settings.lora, model_config.model)
     settings = complete(settings, model_config.hf_config, model_config.get_vocab_size())
+    need = (args.max_num_seqs or 0) * (1 + settings.slots)
+    if settings.coverage == "auto" and (args.max_num_batched_tokens or need) < need:  # the user's room is for less
+        settings = settings.model_copy(update={"coverage": "last"})
     user_loras = args.max_loras if args.enable_lora else 0
     if settings.lora:
         _reserve_lora(args, settings.lora, user_loras)
@@ -240,6 +243,11 @@ def fit_v2(config: Any) -> None:
                 "VLLM_USE_V2_MODEL_RUNNER=0 where Model Runner V1 takes it"
             )
     settings = _fit_coverage(config, of(config))
+    if settings.verify != "standard" or settings.lossy_alpha < 1:
+        raise SettingsError(
+            f'"verify": {settings.verify!r}, "lossy_alpha": {settings.lossy_alpha}: Model Runner V2 verifies by the '
+            'standard rule alone ("standard", 1.0). Leave them out, or set VLLM_USE_V2_MODEL_RUNNER=0'
+        )
     if settings.schedule:
         config.speculative_config.num_speculative_tokens_per_batch_size = [
             (first, last or max(first, config.scheduler_config.max_num_seqs), _slots(settings, stride))

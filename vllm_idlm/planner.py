@@ -2,9 +2,9 @@
 
     t(C, r) = weights / bandwidth + 2 params C r / flops + C context kv / bandwidth + all-reduces + fixed
 
-with C requests of r rows each (r = 1 plain, 2n - 1 ISD). The terms add up: neither the CPU's kernels nor the authors'
-on an H100 overlap them well enough for a maximum to fit. ISD yields TPF tokens a forward (`tpf`), so its speed-up over
-plain decoding is TPF / OH with OH = t(C, 2n - 1) / t(C, 1).
+with C requests of r rows each (r = 1 plain, 2n - 1 ISD, n - 1 more for each extra group of masks). The terms add up:
+neither the CPU's kernels nor the authors' on an H100 overlap them well enough for a maximum to fit. ISD yields TPF
+tokens a forward (`tpf`), so its speed-up over plain decoding is TPF / OH with OH = t(C, r) / t(C, 1).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_idlm.proposers.coverage import expected_tokens, outcomes
 
 
 class PlanError(ValueError):
@@ -81,16 +83,15 @@ class Shape(BaseModel):
         return self.num_hidden_layers * rank * (widths + 3 * (self.hidden_size + self.intermediate_size))
 
 
-def tpf(acceptance: Sequence[float]) -> float:
+def tpf(acceptance: Sequence[float], groups: int = 0) -> float:
     """Tokens per forward for conditional acceptances a1..a(n-1) of the drafts of a row.
 
-    E = 1 + a1 + a1 a2 + .. tokens from a verify forward; with probability 1 - a1 .. a(n-1) a cold one follows.
+    E = 1 + a1 + a1 a2 + .. tokens from a verify forward; a cold one follows unless masks stand behind what was
+    accepted: behind all drafts always, behind the `groups` likeliest other outcomes if the row carries extra groups.
     """
-    alive, emitted = 1.0, 1.0
-    for rate in acceptance:
-        alive *= rate
-        emitted += alive
-    return (emitted + 1 - alive) / (2 - alive)
+    chances = outcomes(acceptance)
+    missed = max(1 - chances[-1] - sum(sorted(chances[:-1], reverse=True)[:groups]), 0.0)
+    return (expected_tokens(acceptance) + missed) / (1 + missed)
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ class Plan:
     context: int = 1000
     rank: int = 0
 
-    def step_ms(self, requests: int, n: int) -> float:
-        """Time of a forward at stride n (1: plain decoding), in ms."""
+    def step_ms(self, requests: int, n: int, groups: int = 0) -> float:
+        """Time of a forward at stride n (1: plain decoding) with that many extra groups of masks, in ms."""
         shape, hw, tp = self.shape, self.hardware, self.tensor_parallel
-        rows = requests * (2 * n - 1)
+        rows = requests * (2 * n - 1 + groups * (n - 1))
         bandwidth = hw.bandwidth * hw.bandwidth_efficiency * tp
         flops = hw.flops * hw.flops_efficiency * tp
         moved = shape.params * shape.bytes_per_value + requests * self.context * shape.kv_bytes
@@ -115,8 +116,10 @@ class Plan:
         if n > 1:
             fixed += hw.isd_ms
             moved += shape.lora_params(self.rank) * shape.bytes_per_value
-            done += 2.0 * shape.lora_params(self.rank) * requests * (n - 1)
+            done += 2.0 * shape.lora_params(self.rank) * requests * (n - 1) * (1 + groups)
             moved += 3.0 * requests * (n - 1) * shape.vocab_size * shape.bytes_per_value  # q: written, read twice
+        if groups:  # their attention is a kernel of its own, which reads keys and values again
+            moved += requests * self.context * shape.kv_bytes
         return (moved / bandwidth + done / flops) * 1e3 + fixed + self._allreduce_ms(rows)
 
     def _allreduce_ms(self, rows: int) -> float:
@@ -125,19 +128,22 @@ class Plan:
         sent = 2 * rows * self.shape.hidden_size * self.shape.bytes_per_value / self.hardware.link
         return 2 * self.shape.num_hidden_layers * (self.hardware.allreduce_us * 1e-3 + sent * 1e3)
 
-    def point(self, requests: int, n: int, acceptance: Sequence[float]) -> dict[str, float]:
+    def point(self, requests: int, n: int, acceptance: Sequence[float], groups: int = 0) -> dict[str, float]:
         """Step time, OH, TPF, tokens/s of all requests, and the speed-up over plain decoding."""
-        ms, plain = self.step_ms(requests, n), self.step_ms(requests, 1)
-        tokens = tpf(acceptance[: n - 1])
+        ms, plain = self.step_ms(requests, n, groups), self.step_ms(requests, 1)
+        tokens = tpf(acceptance[: n - 1], groups)
         return {
-            "requests": requests, "n": n, "ms": ms, "OH": ms / plain, "TPF": tokens,
+            "requests": requests, "n": n, "groups": groups, "ms": ms, "OH": ms / plain, "TPF": tokens,
             "tokens_per_s": requests * tokens / ms * 1e3, "speedup": tokens * plain / ms,
         }  # fmt: skip
 
-    def best(self, requests: int, acceptance: Sequence[float]) -> dict[str, float]:
-        """The fastest stride, plain decoding (n = 1) among them. acceptance: as many drafts as may be tried."""
-        strides = range(1, len(acceptance) + 2)
-        return max((self.point(requests, n, acceptance) for n in strides), key=lambda p: p["tokens_per_s"])
+    def best(self, requests: int, acceptance: Sequence[float], extra: bool = False) -> dict[str, float]:
+        """The fastest stride, plain decoding (n = 1) among them. acceptance: as many drafts as may be tried.
+
+        extra: with the number of extra groups that is fastest, else with none.
+        """
+        tried = [(n, g) for n in range(1, len(acceptance) + 2) for g in range(n if extra else 1)]
+        return max((self.point(requests, n, acceptance, g) for n, g in tried), key=lambda p: p["tokens_per_s"])
 
     def schedule(self, acceptance: Sequence[float], most: int = 512) -> list[list[int | None]]:
         """`best` by number of requests, as the setting `schedule` takes it."""

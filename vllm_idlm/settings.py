@@ -14,6 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 METHOD = "isd"
+_AUTO_SLOTS = 32  # of a row; the engine makes room for all requests to have it
 KEY = "isd"  # the key of our settings in VllmConfig.additional_config
 
 # Fields that vLLM or its CLI's split flags put into speculative_config, and what ISD says instead.
@@ -54,8 +55,18 @@ class ISDSettings(BaseModel):
         description="Whether an adapter that records another base model than the served one is refused. Turn it off to "
         "serve the same model in other weights, such as a quantised copy.",
     )
-    verify: Literal["standard"] = Field(
-        "standard", description="Verification rule: standard speculative sampling (exact)."
+    verify: Literal["standard", "block"] = Field(
+        "standard",
+        description="Verification rule, both exact: standard speculative sampling, draft by draft, or block "
+        "verification, which judges the drafts together and accepts a little more for more work (Model Runner V1).",
+    )
+    lossy_alpha: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        strict=False,
+        description="Below 1 the output is NOT the model's own any more: sampled drafts are accepted with probability "
+        "min(1, p / (alpha q)). Standard verification on Model Runner V1 only; greedy requests stay exact.",
     )
     coverage: Literal["auto", "last", "all"] | list[int] = Field(
         "auto",
@@ -97,12 +108,27 @@ class ISDSettings(BaseModel):
             raise ValueError(f"a list holds different numbers from 0 to n - 2 = {last - 1}; {last} is always there")
         return coverage
 
+    @field_validator("lossy_alpha")
+    @classmethod
+    def _lossy_is_standard(cls, alpha: float, info: ValidationInfo) -> float:
+        if alpha < 1 and info.data.get("verify") == "block":
+            raise ValueError('only "verify": "standard" can be relaxed')
+        return alpha
+
     @property
     def groups(self) -> tuple[int, ...]:
         """The extra groups that a row may carry, by the number of drafts accepted."""
         if isinstance(self.coverage, list):
             return tuple(self.coverage)
-        return () if self.coverage == "last" else tuple(range(self.n - 1))
+        return tuple(range(self.n - 1)) if self.extra else ()
+
+    @property
+    def extra(self) -> int:
+        """How many extra groups a row carries at most; for auto what keeps it within 32 slots."""
+        if isinstance(self.coverage, list):
+            return len(self.coverage)
+        room = max(_AUTO_SLOTS // self.masks - 2, 0) if self.coverage == "auto" else self.masks
+        return 0 if self.coverage == "last" else min(room, self.masks)
 
     def stride(self, requests: int) -> int:
         """The stride of a forward with that many requests."""
@@ -119,7 +145,7 @@ class ISDSettings(BaseModel):
     @property
     def slots(self) -> int:
         """Most slots behind the pending token: n - 1 drafts, n - 1 masks, and n - 1 for each extra group."""
-        return (2 + len(self.groups)) * (self.n - 1)
+        return (2 + self.extra) * (self.n - 1)
 
 
 def _refusal(error: ValidationError, given: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def verify(
     Raises ValueError for shapes that do not fit each other or missing noise.
     """
     _check(logits, drafts, num_drafts, max_drafts, proposal_logits, greedy, uniform, resample)
-    where = _Places.of(num_drafts, drafts.shape[0], max_drafts)
+    where = Places.of(num_drafts, drafts.shape[0], max_drafts)
     best = logits.argmax(-1)
     accept = drafts == best[where.row]
     if greedy is not None:
@@ -90,7 +90,7 @@ def verify(
     return Verdict(where.line_up(drafts, accepted, emitted), accepted)
 
 
-class _Places(NamedTuple):
+class Places(NamedTuple):
     """Where the drafts and rows of each request lie in the flat inputs."""
 
     request: Tensor  # [D] the request of each draft
@@ -101,7 +101,7 @@ class _Places(NamedTuple):
     max_drafts: int
 
     @classmethod
-    def of(cls, num_drafts: Tensor, total: int, max_drafts: int) -> _Places:
+    def of(cls, num_drafts: Tensor, total: int, max_drafts: int) -> Places:
         ids = torch.arange(num_drafts.shape[0], device=num_drafts.device)
         first_draft = num_drafts.cumsum(0) - num_drafts
         request = ids.repeat_interleave(num_drafts, output_size=total)  # the known size spares a wait for the device
@@ -130,14 +130,21 @@ def _passes(
     uniform: Tensor,
 ) -> Tensor:
     """Whether each draft passes `uniform * q(d) < p(d)`: never if p(d) = 0, always if p(d) >= q(d). [D] bool."""
+    return uniform * proposal_at(proposal_logits, one_hot, drafts) < probability_at(logits, row, drafts)
+
+
+def probability_at(logits: Tensor, row: Tensor, drafts: Tensor) -> Tensor:
+    """p of each draft: softmax(logits[row])[draft] as [D] float64. Each row has at most one draft."""
     of_row = torch.zeros(logits.shape[0], dtype=torch.int64, device=logits.device).scatter_(0, row, drafts)
-    p = _probability(logits, of_row)[row]
+    return _probability(logits, of_row)[row]
+
+
+def proposal_at(proposal_logits: Tensor | None, one_hot: Tensor | None, drafts: Tensor) -> Tensor:
+    """q of each draft, [D] float64."""
     if proposal_logits is None:
-        return uniform < p
+        return torch.ones(drafts.shape[0], dtype=torch.float64, device=drafts.device)
     q = _probability(proposal_logits, drafts)
-    if one_hot is not None:
-        q = q.masked_fill(one_hot, 1.0)
-    return uniform * q < p
+    return q if one_hot is None else q.masked_fill(one_hot, 1.0)
 
 
 def _probability(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -31,6 +31,14 @@ def test_overhead_with_synthetic_acceptance(monkeypatch, tmp_path):
         assert row[method]["speedup"] == pytest.approx(row[method]["TPF"] / row[method]["OH"], rel=0.02)
 
 
+def test_overhead_by_coverage(monkeypatch, tmp_path):
+    """With masks behind every accepted prefix the same drafts give E = 3.44."""
+    words = ["--shape", "tiny", "--synthetic", "0.9", "--dtype", "float32", "--eager", "--methods", "plain,isd:all"]
+    words += ["--batches", "4", "--rounds", "2", "--tokens", "90"]
+    found = run(monkeypatch, tmp_path, overhead.main, *words)
+    assert found["rows"][0]["isd:all"]["TPF"] == pytest.approx(3.44, rel=0.1)
+
+
 def test_kernels(monkeypatch, tmp_path):
     words = ["--batches", "2", "--vocabulary", "500", "--repeats", "1"]
     found = run(monkeypatch, tmp_path, kernels.main, *words)

@@ -93,22 +93,25 @@ def device() -> Iterator[Finding]:
         return
     seen = f"GPU: {gpu}" if gpu else "no GPU is seen"
     yield Finding("platform", "ok", f"{current_platform.device_type}; {seen}")
-    yield Finding("runner", "ok", "Model Runner V1 for engines with ISD (all of them in this release)")
+    runner = "V1" if _on_cpu() else "V2, or V1 where vLLM picks it (VLLM_USE_V2_MODEL_RUNNER=0)"
+    yield Finding("runner", "ok", f"Model Runner {runner}")
 
 
 def compiler() -> Iterator[Finding]:
-    """The compiled LoRA kernel of the CPU build."""
+    """The compiled kernels of the CPU build."""
     if not _on_cpu():
         return
+    from vllm_idlm.kernels import native, tail
     from vllm_idlm.kernels.lora import cpu
 
-    try:
-        built = cpu.library_path().exists()
-    except cpu.BuildError as error:
-        yield Finding("LoRA kernel", "note", f"{error}; the adapter runs in plain torch, several times slower", "")
-    else:
-        when = "built" if built else "will be built at the first use (about 15 s)"
-        yield Finding("LoRA kernel", "ok", f"{when}, compiler {cpu._compiler()}")
+    for name, source in (("LoRA kernel", cpu.SOURCE), ("attention kernel", tail.SOURCE)):
+        try:
+            built = native.library_path(source).exists()
+        except native.BuildError as error:
+            yield Finding(name, "note", f"{error}; it runs in plain torch, several times slower", "")
+        else:
+            when = "built" if built else "will be built at the first use (about 15 s)"
+            yield Finding(name, "ok", f"{when}, compiler {native._compiler()}")
 
 
 def embedded_model() -> Iterator[Finding]:

@@ -30,8 +30,8 @@ class Fixed:
         """The stride of a forward with that many requests."""
         return self._settings.stride(requests)
 
-    def groups(self, confidence: Sequence[float]) -> tuple[int, ...]:
-        """The extra groups of a row whose drafts have these confidences."""
+    def groups(self, confidence: Sequence[float], seeded: bool = False) -> tuple[int, ...]:
+        """The extra groups of a row whose drafts have these confidences; seeded: the request has its own seed."""
         return self._settings.groups
 
 
@@ -71,13 +71,13 @@ class Auto(Fixed):
         self._age += 1
         if self.choice is None or requests != self._requests or self._age >= self._EVERY:
             most = self._settings.stride(requests) - 1
-            self.choice = choose(self.acceptance.by_place()[:most], self.cost, requests)
+            self.choice = choose(self.acceptance.by_place()[:most], self.cost, requests, self._settings.extra)
             self._requests, self._age = requests, 0
         return self.choice.stride
 
-    def groups(self, confidence: Sequence[float]) -> tuple[int, ...]:
-        """The groups that pay for these drafts."""
-        return worthwhile(self.acceptance.of(confidence), self.choice)
+    def groups(self, confidence: Sequence[float], seeded: bool = False) -> tuple[int, ...]:
+        """The groups that pay for these drafts; none for a seeded request, whose noise they would shift."""
+        return () if seeded else worthwhile(self.acceptance.of(confidence), self.choice)[: self._settings.extra]
 
 
 def make(settings: ISDSettings, cost: Any = None) -> Fixed:

@@ -188,8 +188,11 @@ class ISDProposer(EngineState):
         state = self.runner.requests[request]
         limit = min(state.sampling_params.max_tokens or self.runner.max_model_len, self.runner.max_model_len)
         remaining = limit - len(state.output_token_ids)
+        seeded = state.generator is not None  # the same text each time: nothing that clocks decide
+        if seeded and self.settings.coverage == "auto":
+            masks = self.settings.masks
         k, m = plan_slots(min(len(drawn.drafts), masks), masks, remaining)
-        groups = self.policy.groups(drawn.confidence[:k]) if k else ()
+        groups = self.policy.groups(drawn.confidence[:k], seeded) if k else ()
         extra = plan_groups(k, masks, remaining, groups)
         proposal = drawn.logits[:k] if drawn.logits is not None else None
         return self.records.hand_over(request, Row(drawn.drafts[:k], m, proposal, extra, drawn.confidence[:k]))

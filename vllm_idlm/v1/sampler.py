@@ -16,7 +16,7 @@ from torch import nn
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
-from vllm_idlm.kernels.verify import Verdict, verify
+from vllm_idlm.kernels.verify import Verdict, block, verify
 from vllm_idlm.proposers.state import Row
 from vllm_idlm.v1 import noise
 from vllm_idlm.v1.options import Rows, as_plain_rows, needs_processing, over_rows
@@ -92,7 +92,10 @@ class ISDSampler(nn.Module):
             options["resample"] = noise.uniform([1] * len(rows), generators, device)
             options |= _proposals(rows, logits)
         num_drafts = torch.tensor(counts, device=device)
-        return verify(logits, drafts, num_drafts, max_drafts=max(counts), **options)
+        rule = block.verify if self.isd.settings.verify == "block" else verify
+        if (alpha := self.isd.settings.lossy_alpha) < 1 and "uniform" in options:
+            options["uniform"] = options["uniform"] * alpha  # u alpha q < p: lossy, and asked for by name
+        return rule(logits, drafts, num_drafts, max_drafts=max(counts), **options)
 
     def mask_logits(self, groups: Sequence[tuple[int, int, int]]) -> torch.Tensor:
         """[M, vocab] float32 copies of the last forward's logits at groups of masks, in their order.

@@ -20,6 +20,7 @@ class ISDStats:
     rejected: int = 0  # verify forwards that rejected one
     cold: int = 0  # decode forwards without drafts
     emitted: int = 0  # tokens emitted by decode forwards
+    rows: int = 0  # rows that those forwards ran over: pending tokens, drafts, mask slots
     drafted_per_position: list[int] = field(default_factory=list)  # verified drafts, by place in the row
     accepted_per_position: list[int] = field(default_factory=list)
     seconds: float = 0.0  # host time in ISD's own code: plan, LoRA mapping, verification, proposals
@@ -36,13 +37,18 @@ class ISDStats:
     def observe(self, forwards: Sequence[tuple[str, Row, list[int]]]) -> None:
         """Count one decode forward of each of several requests: request, its row, the tokens it emitted."""
         drafts = np.array([len(row.drafts) for _, row, _ in forwards], dtype=np.int64)
-        self.count(drafts, np.array([len(tokens) for _, _, tokens in forwards], dtype=np.int64))
+        emitted = np.array([len(tokens) for _, _, tokens in forwards], dtype=np.int64)
+        self.count(drafts, emitted, sum(1 + row.width for _, row, _ in forwards))
         if self.trace is not None:
             for forward in forwards:
                 self.record(*forward)
 
-    def count(self, drafts: np.ndarray, emitted: np.ndarray) -> None:
-        """Count one decode forward of each of several requests: [B] drafts verified and [B] tokens emitted (> 0)."""
+    def count(self, drafts: np.ndarray, emitted: np.ndarray, rows: int) -> None:
+        """Count one decode forward of each of several requests.
+
+        drafts, emitted: [B] drafts verified and tokens emitted (> 0); rows: of all of them.
+        """
+        self.rows += rows
         had = drafts > 0
         whole = emitted == drafts + 1
         self.cold += int((~had).sum())
@@ -65,6 +71,7 @@ class ISDStats:
         self.trace.setdefault(request, []).append(forward)
 
     def as_dict(self) -> dict:
-        """Plain numbers, with `forwards` and `tpf` (None before the first forward) worked out."""
+        """Plain numbers, with `forwards`, `tpf` and `rows_per_token` (None before the first forward) worked out."""
         forwards = self.accepted_all + self.rejected + self.cold
-        return {**asdict(self), "forwards": forwards, "tpf": self.emitted / forwards if forwards else None}
+        made = {**asdict(self), "forwards": forwards, "tpf": self.emitted / forwards if forwards else None}
+        return {**made, "rows_per_token": self.rows / self.emitted if forwards else None}

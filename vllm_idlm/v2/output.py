@@ -21,6 +21,7 @@ def counting(parent: type) -> type:
             step = isd.step
             main, copy = kwargs["main_stream"], kwargs["copy_stream"]
             self._isd = isd
+            self._rows = np.diff(step.batch.cu_num_logits_np)
             self._decodes = ~step.batch.is_prefilling_np
             self._device = (step.drafts, step.masks)  # kept alive until the copy is done
             self._ids = None
@@ -37,7 +38,7 @@ def counting(parent: type) -> type:
             output.isd_drafts = dict(zip(output.req_ids, self._drafts.tolist(), strict=True))
             emitted = np.fromiter(map(len, output.sampled_token_ids), dtype=np.int64, count=len(self._drafts))
             counted = np.flatnonzero(self._decodes & (emitted > 0))
-            self._isd.stats.count(self._drafts[counted], emitted[counted])
+            self._isd.stats.count(self._drafts[counted], emitted[counted], int(self._rows[counted].sum()))
             if self._ids is not None and self._isd.stats.trace is not None:
                 for i in counted.tolist():
                     row = Row(self._ids[i, : self._drafts[i]].tolist(), int(self._masks[i]))
