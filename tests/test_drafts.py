@@ -33,18 +33,20 @@ def plain(smol):
 def oracle(smol, plain, monkeypatch):
     """An ISD engine whose drafts are `right(place, token)` of plain decoding's own continuation."""
 
-    def make(n, right):
-        llm = engine(smol, speculative_config=isd(n, mask_token_id=MASK))
+    from vllm_idlm.v1.proposer import Drawn
+
+    def make(n, right, coverage="last"):
+        llm = engine(smol, speculative_config=isd(n, mask_token_id=MASK, coverage=coverage))
         owner = proposer(llm)
 
-        def draw(requests, rows):
-            drafts = {}
-            for i in requests:
+        def draw(groups):
+            drawn = {}
+            for i, _, masks in groups:
                 state = owner.runner.requests[owner.runner.input_batch.req_ids[i]]
                 done = len(state.output_token_ids)
-                ahead = plain[tuple(state.prompt_token_ids)][done : done + rows[i].masks]
-                drafts[i] = [right(done + j, token) for j, token in enumerate(ahead)]
-            return drafts, {}
+                ahead = plain[tuple(state.prompt_token_ids)][done : done + masks]
+                drawn[i] = Drawn([right(done + j, token) for j, token in enumerate(ahead)], None, ())
+            return drawn
 
         monkeypatch.setattr(owner, "_draw", draw)
         stats(llm)
@@ -63,6 +65,17 @@ def test_right_drafts_emit_n_tokens_a_forward(oracle, plain, n):
     assert (found["cold"], found["rejected"]) == (len(PROMPTS), 0)
     assert found["accepted_all"] == 6 * len(PROMPTS)
     assert (found["emitted"] - found["cold"]) / found["accepted_all"] == n
+
+
+@pytest.mark.parametrize("coverage", ["all", [0]])
+def test_a_rejection_that_was_covered_is_followed_by_a_verification(oracle, plain, coverage):
+    """Wrong drafts with masks behind x: every forward but the first of an answer and its last verifies."""
+    llm = oracle(4, lambda place, token: (token + 1) % 40000, coverage)
+    assert [t[0] for t in tokens(_generate(llm))] == list(plain.values())
+    found = stats(llm)
+    assert found["accepted_all"] == 0
+    assert found["tpf"] == 1.0
+    assert len(PROMPTS) <= found["cold"] <= 3 * len(PROMPTS) < found["rejected"] / 5
 
 
 def test_wrong_drafts_are_all_rejected(oracle, plain):

@@ -45,7 +45,7 @@ def _configs(adapter):
     }
 
 
-@pytest.mark.parametrize("method", [pytest.param("isd", marks=pytest.mark.slow), "risd", "risd-all"])
+@pytest.mark.parametrize("method", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("isd", "risd")), "risd-all"])
 def test_preemption(smol, adapter, method):
     """A KV cache too small for the batch: requests are preempted and resumed, the output stays the same."""
     prompts, params = _prompts(8, words=12), _params(120)
@@ -76,7 +76,7 @@ def test_chunked_prompts_and_rows(smol, adapter, method, budget):
     assert tokens(_chat(llm, prompts, params)) == want
 
 
-@pytest.mark.parametrize("method", [pytest.param("isd", marks=pytest.mark.slow), "risd", "risd-all"])
+@pytest.mark.parametrize("method", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("isd", "risd")), "risd-all"])
 def test_prefix_cache_cold_and_warm(smol, adapter, method):
     """Blocks filled by ISD's forwards serve later requests: no mask's keys or rejected draft's keys are among them."""
     prompts, params = _prompts(4, words=20), _params(100)

@@ -214,11 +214,24 @@ def views(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     return keys, halves[:, :, 1].unflatten(2, (tokens, both // 2))
 
 
+def check_engine(config: Any) -> None:
+    """SettingsError if an engine of this VllmConfig cannot have rows at places of their own."""
+    found = {
+        "positions of several dimensions (M-RoPE)": config.model_config.uses_mrope,
+        "decode context parallelism": config.parallel_config.decode_context_parallel_size > 1,
+    }
+    _refuse(found, config.model_config.model)
+
+
 def check(name: str, layer: Any) -> None:
     """SettingsError unless `layer` (a vLLM Attention) is what `kernels.tail` computes."""
+    from vllm.model_executor.layers.attention import Attention
+
     impl = layer.impl
     isa = getattr(layer, "isa", "vec")
     found = {
+        f"attention of class {type(layer).__name__}": type(layer) is not Attention,
+        "keys and values shared between layers": bool(getattr(impl, "kv_sharing_target_layer_name", None)),
         "a sliding window": getattr(impl, "sliding_window", None) not in (None, -1, (-1, -1)),
         "ALiBi": getattr(impl, "alibi_slopes", None) is not None,
         "a soft cap of its scores": bool(getattr(impl, "logits_soft_cap", None)),
@@ -226,8 +239,12 @@ def check(name: str, layer: Any) -> None:
         f"kv_cache_dtype {impl.kv_cache_dtype!r}": impl.kv_cache_dtype not in ("auto", "bfloat16", "float16"),
         f"key layout {isa!r} of the CPU backend": not isa.startswith("vec"),
     }
+    _refuse(found, name)
+
+
+def _refuse(found: dict[str, bool], where: str) -> None:
     for what, is_so in found.items():
         if is_so:
             raise SettingsError(
-                f'"coverage": extra groups of mask slots do not run with {what} ({name}); allowed is "last" there'
+                f'"coverage": extra groups of mask slots do not run with {what} ({where}); allowed is "last" there'
             )

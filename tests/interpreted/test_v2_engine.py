@@ -20,6 +20,9 @@ OPTIONS = {"skip_tokenizer_init": True, "max_model_len": 128, "max_num_seqs": 3,
 MASK = 1
 
 
+COVERAGES = pytest.mark.parametrize("coverage", ["last", "all"])
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("v2")
@@ -126,30 +129,35 @@ def test_processed_logprobs(folders):
         _same_logprobs(ours.outputs[0].logprobs, theirs.outputs[0].logprobs)
 
 
-def test_preemption(folders):
+@COVERAGES
+def test_preemption(folders, coverage):
     """A KV cache too small for the batch: requests are preempted and resumed, also with a step in flight."""
     prompts = [p * 3 for p in PROMPTS]
     want = tokens(ask(plain(folders), prompts, 90))
     small = {"num_gpu_blocks_override": 8, "block_size": 32, "enable_prefix_caching": False}
-    llm = start(folders, True, disable_log_stats=False, **small)
+    llm = start(folders, True, disable_log_stats=False, settings={"coverage": coverage}, **small)
     preempted = preemptions(llm)
     assert tokens(ask(llm, prompts, 90)) == want
     assert preempted, "the KV cache was large enough: nothing was preempted"
 
 
-def test_chunked_prompts_and_cut_rows(folders):
-    """A token budget that cuts prompts and, with three requests of seven rows, rows."""
+@COVERAGES
+def test_chunked_prompts_and_cut_rows(folders, coverage):
+    """A token budget that cuts prompts and, with three requests of seven or sixteen rows, rows."""
     prompts = [p * 4 for p in PROMPTS]
     want = tokens(ask(plain(folders), prompts, 16))
-    llm = start(folders, False, max_num_batched_tokens=16, enable_prefix_caching=False)
+    limits = {"max_num_batched_tokens": 16, "enable_prefix_caching": False}
+    llm = start(folders, False, settings={"coverage": coverage}, **limits)
     assert tokens(ask(llm, prompts, 16)) == want
 
 
-def test_edge_of_the_model_length(folders):
+@COVERAGES
+def test_edge_of_the_model_length(folders, coverage):
     """Rows that would reach over max_model_len."""
     short = {"max_model_len": 48}
     want = tokens(ask(plain(folders, **short), PROMPTS, 60))
-    assert tokens(ask(start(folders, True, **short), PROMPTS, 60)) == want
+    llm = start(folders, True, settings={"coverage": coverage}, **short)
+    assert tokens(ask(llm, PROMPTS, 60)) == want
 
 
 def test_prefix_cache(folders):
@@ -165,7 +173,8 @@ def test_prefix_cache(folders):
     assert any(o.num_cached_tokens for o in again), "nothing came out of the prefix cache"
 
 
-def test_user_adapters(folders, tmp_path):
+@COVERAGES
+def test_user_adapters(folders, tmp_path, coverage):
     """A request with its own adapter: clean rows use that, mask rows the draft adapter."""
     from vllm import SamplingParams, TokensPrompt
     from vllm.lora.request import LoRARequest
@@ -179,7 +188,7 @@ def test_user_adapters(folders, tmp_path):
     # vLLM's own CPU LoRA is wrong in batches that mix requests with and without an adapter: references apart.
     with_own = tokens(plain(folders, **users).generate(prompts, params, lora_request=request, use_tqdm=False))
     without = tokens(ask(plain(folders), PROMPTS[:4], 20))
-    llm = start(folders, True, **users)
+    llm = start(folders, True, settings={"coverage": coverage}, **users)
     got = tokens(llm.generate(prompts, params, lora_request=[request, None, request, None], use_tqdm=False))
     assert got == [with_own[0], without[1], with_own[2], without[3]]
     assert with_own[0] != without[0], "the user's adapter changed nothing"
@@ -217,7 +226,7 @@ def test_proposals_are_reserved_at_start(folders, monkeypatch):
 
 def test_no_step_waits_for_the_device(folders, monkeypatch):
     """No `.item()`, `.tolist()`, `.cpu()`, `.numpy()` or truth value of a tensor in our step code (kernels apart)."""
-    llm = start(folders, True)
+    llm = start(folders, True, settings={"coverage": "all"})
     ask(llm, PROMPTS[:3], 8)
     package = str(Path(sys.modules["vllm_idlm"].__file__).parent)
     roots = (package, str(Path(sys.modules["vllm_idlm.kernels.gate"].__file__).parents[1]))
@@ -269,8 +278,22 @@ def test_schedule_and_opt_out(folders):
     assert {len(f["drafts"]) + f["masks"] for f in other} == {0, 2, 6}
 
 
+def test_auto_is_last_here(folders):
+    """No clock of the host decides on V2: auto is the causal row alone, and takes no more room than that."""
+    config = start(folders, False, settings={"coverage": "auto"}).llm_engine.vllm_config
+    assert config.additional_config["isd"]["coverage"] == "last"
+    assert config.speculative_config.num_speculative_tokens == 6
+
+
 def test_what_v2_refuses(folders):
     from vllm import EngineArgs
+
+    for settings, says in (({"verify": "block"}, "standard rule alone"), ({"lossy_alpha": 0.5}, "standard rule alone")):
+        asked = EngineArgs(
+            folders[0], speculative_config=isd(4, mask_token_id=MASK, **settings), skip_tokenizer_init=True
+        )
+        with pytest.raises(ValueError, match=says):
+            asked.create_engine_config()
 
     config = isd(4, mask_token_id=MASK)
     args = EngineArgs(folders[0], speculative_config=config, skip_tokenizer_init=True, enable_trace_replay=True)

@@ -27,23 +27,24 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("options", "drafts"),
+    ("options", "drafts", "coverage"),
     [
-        ("t=0.7", "probabilistic"),
-        ("penalties", "greedy"),
+        ("t=0.7", "probabilistic", "last"),
+        ("t=1", "probabilistic", "all"),
+        ("penalties", "greedy", "last"),
         *(
-            pytest.param(o, "probabilistic", marks=pytest.mark.slow)
+            pytest.param(o, "probabilistic", "last", marks=pytest.mark.slow)
             for o in ("t=1", "top-k", "top-p", "min-p", "penalties")
         ),
-        *(pytest.param(o, "greedy", marks=pytest.mark.slow) for o in ("t=0.7", "top-p")),
+        *(pytest.param(o, "greedy", "all", marks=pytest.mark.slow) for o in ("t=0.7", "top-p")),
     ],
 )
-def test_next_tokens(folders, options, drafts):
+def test_next_tokens(folders, options, drafts, coverage):
     """Every token from the third on (the first that a draft can be), given the answer before it."""
     from vllm import SamplingParams, TokensPrompt
 
     path, adapter = folders
-    config = isd(3, mask_token_id=MASK, lora=adapter, draft_sampling=drafts)
+    config = isd(3, mask_token_id=MASK, lora=adapter, draft_sampling=drafts, coverage=coverage)
     sizes = {"max_model_len": 64, "max_num_seqs": 24, "max_num_batched_tokens": 256, "skip_tokenizer_init": True}
     llm = engine(path, speculative_config=config, async_scheduling=True, **sizes)
     stats(llm)

@@ -20,7 +20,7 @@ from vllm_idlm.kernels.draft import confidence
 from vllm_idlm.kernels.draft import propose as draw
 from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups, plan_slots
 from vllm_idlm.settings import SettingsError
-from vllm_idlm.tail import TailAttention, plan
+from vllm_idlm.tail import TailAttention, check_engine, plan
 from vllm_idlm.v1 import calibrate, noise, policy
 from vllm_idlm.v1.sampler import ISDSampler
 
@@ -77,6 +77,7 @@ class ISDProposer(EngineState):
 
     def _refuse_tail(self) -> None:
         config = self.runner.vllm_config
+        check_engine(config)
         if self.runner.device.type != "cpu" and config.compilation_config.cudagraph_mode.has_full_cudagraphs():
             raise SettingsError(
                 '"coverage": extra groups of mask slots do not run inside full CUDA graphs on Model Runner V1; allowed '

@@ -20,7 +20,7 @@ from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
-from vllm_idlm.tail import DevicePlan, TailAttention
+from vllm_idlm.tail import DevicePlan, TailAttention, check_engine
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
 from vllm_idlm.v2.sampler import ISDRejectionSampler
 
@@ -83,6 +83,7 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         """Hook the attention of extra groups, once vLLM has made its metadata builders; SettingsError if it cannot."""
         if not self.settings.groups:
             return
+        check_engine(self.runner.vllm_config)
         groups = [group for groups in self.runner.attn_groups for group in groups]
         layers = self.runner.vllm_config.compilation_config.static_forward_context
         self.tail = TailAttention()
