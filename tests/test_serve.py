@@ -43,7 +43,7 @@ def server(smol, tmp_path_factory):
     """A client of a running server; its whole process group is ended afterwards."""
     port = _free_port()
     log = tmp_path_factory.mktemp("serve") / "server.log"
-    speculation = ("--speculative-config", json.dumps({"method": "isd", "n": N}))
+    speculation = ("--speculative-config", json.dumps({"method": "isd", "n": N, "coverage": "last"}))
     vllm = Path(sys.executable).with_name("vllm")
     command = [str(vllm), "serve", MODEL, *speculation, *FLAGS, *MEMORY, "--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_NO_USAGE_STATS": "1"}

@@ -1,11 +1,12 @@
-"""The step kernels (verify, draft, gate) against the bytes that must move and against vLLM's own chain.
+"""The step kernels (verify, draft, gate, tail) against the bytes that must move and against vLLM's own chain.
 
-    python -m benchmarks.kernels [--batches 1,8,64] [--vocabulary 151936] [--n 4] [--name kernels-gpu]
+    python -m benchmarks.kernels [--batches 1,8,64] [--vocabulary 151936] [--n 4] [--context 1000] [--name kernels-gpu]
 
 With a GPU the Triton kernels are timed beside vLLM's rejection and Gumbel kernels on the same inputs.
 Without one it is a smoke test: the same table, of the plain torch forms; vLLM's kernels need Triton and are left out.
 "Limit" is the least number of bytes over the copying bandwidth measured here; a verify forward reads the rows of p and
-q once and the row it emits from again, a draft forward reads its mask rows and writes them.
+q once and the row it emits from again, a draft forward reads its mask rows and writes them, the attention of a layer's
+extra rows reads the keys and values of the context once (Qwen3-8B's heads, every extra group).
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def main() -> None:
     parser.add_argument("--batches", default="1,8,64")
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--n", type=int, default=4)
+    parser.add_argument("--context", type=int, default=1000)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--repeats", type=int, default=5, help="on a CPU")
     parser.add_argument("--name", help="results/NAME.json")
@@ -60,7 +62,7 @@ def main() -> None:
     table = Table("kernel", "batch", "ms", "MiB", "limit ms", "of limit", "vLLM ms", title=title)
     rows = []
     for batch in map(int, args.batches.split(",")):
-        for case in cases.make(batch, args.n, args.vocabulary, args.temperature, device):
+        for case in cases.make(batch, args.n, args.vocabulary, args.temperature, args.context, device):
             ms = milliseconds(case.run, device, args.repeats)
             theirs = None if case.vllm is None else milliseconds(case.vllm, device, args.repeats)
             limit = case.bytes / speed * 1e3
@@ -71,6 +73,7 @@ def main() -> None:
     Console().print(table)
     if args.name:
         settings = {"n": args.n, "vocabulary": args.vocabulary, "temperature": args.temperature, "device": device.type}
+        settings["context"] = args.context
         print(common.save(args.name, {**settings, "bytes_per_second": speed, "rows": rows}))
 
 

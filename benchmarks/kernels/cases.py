@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
+from vllm_idlm.kernels.tail import Tail, tail_attention
 from vllm_idlm.kernels.verify import Rows, verify_rows
+
+from vllm_idlm.tail import places, views
 
 
 class Case(NamedTuple):
@@ -20,8 +24,14 @@ class Case(NamedTuple):
     vllm: Callable[[], object] | None  # vLLM's own way to the same end
 
 
-def make(batch: int, n: int, vocabulary: int, temperature: float, device: torch.device) -> list[Case]:
-    """The three kernels for `batch` requests with n - 1 drafts and n - 1 masks each, all drafts likely to pass."""
+HEADS, KEY_HEADS, SIZE = 32, 8, 128  # of Qwen3-8B's attention
+
+
+def make(batch: int, n: int, vocabulary: int, temperature: float, context: int, device: torch.device) -> list[Case]:
+    """The kernels for `batch` requests with n - 1 drafts and n - 1 masks each, all drafts likely to pass.
+
+    context: tokens of each request in the cache, for the attention of its extra groups.
+    """
     most, width = n - 1, 2 * n - 1
     g = torch.Generator(device).manual_seed(0)
     logits = torch.randn(batch * width, vocabulary, generator=g, device=device).mul_(3).bfloat16()
@@ -47,7 +57,26 @@ def make(batch: int, n: int, vocabulary: int, temperature: float, device: torch.
         Case("verify", lambda: verify_rows(rows), verified, _vllm_verify(rows, n, ends)),
         Case("draft", lambda: draft_rows(masks, room, proposal), drafted, _vllm_draft(masks, proposal)),
         Case("gate", lambda: gate(layout, counts, 3, out), batch * width * 16, None),
+        _tail(batch, n, context, device),
     ]
+
+
+def _tail(batch: int, n: int, context: int, device: torch.device) -> Case:
+    """One layer's attention of n - 1 extra groups a request; the keys and values of the context move once."""
+    block, width = 32, n * n
+    blocks = -(-(context + width) // block)
+    cache = torch.randn(batch * blocks, KEY_HEADS, block, 2 * SIZE, device=device).bfloat16()
+    keys, values = views(cache)
+    query = torch.randn(batch * width, HEADS, SIZE, device=device).bfloat16()
+    place = places(2 * n - 1, tuple((j, n - 1) for j in range(n - 1)))
+    fields = [place.row, context + place.visible, context + place.own_first, context + place.row + 1]
+    each = torch.tensor(np.stack(fields), device=device, dtype=torch.int32).unsqueeze(1).repeat(1, batch, 1)
+    each[0] += torch.arange(batch, device=device, dtype=torch.int32).unsqueeze(1) * width
+    table = torch.arange(batch * blocks, device=device, dtype=torch.int32).view(batch, blocks)
+    starts = torch.arange(batch + 1, device=device, dtype=torch.int32) * len(place.row)
+    rows, output = Tail(table, starts, each.flatten(1).contiguous(), len(place.row)), torch.empty_like(query)
+    moved = batch * (context + width) * KEY_HEADS * 2 * SIZE * 2
+    return Case("tail", lambda: tail_attention(output, query, keys, values, rows, SIZE**-0.5), moved, None)
 
 
 def _vllm_verify(rows: Rows, n: int, ends: torch.Tensor) -> Callable[[], object] | None:

@@ -40,7 +40,7 @@ def test_overhead_by_coverage(monkeypatch, tmp_path):
 
 
 def test_kernels(monkeypatch, tmp_path):
-    words = ["--batches", "2", "--vocabulary", "500", "--repeats", "1"]
+    words = ["--batches", "2", "--vocabulary", "500", "--repeats", "1", "--context", "40"]
     found = run(monkeypatch, tmp_path, kernels.main, *words)
-    assert [row["kernel"] for row in found["rows"]] == ["verify", "draft", "gate"]
+    assert [row["kernel"] for row in found["rows"]] == ["verify", "draft", "gate", "tail"]
     assert all(row["ms"] > 0 and row["bytes"] > 0 for row in found["rows"])
