@@ -30,8 +30,10 @@ def rate(llm: Any, prompts: list[list[int]], tokens: int, temperature: float) ->
 
 
 def prompts(llm: Any, rounds: int, batch: int) -> list[list[list[int]]]:
-    """Different prompts for each round, as token ids; the last batch is the warm-up's."""
-    chats = common.chats(common.prompts((rounds + 1) * batch))
+    """Prompts for each round, as token ids, different ones while there are some; the last batch is the warm-up's."""
+    wanted = (rounds + 1) * batch
+    texts = common.prompts()
+    chats = common.chats((texts * -(-wanted // len(texts)))[:wanted])
     ids = llm.get_tokenizer().apply_chat_template(chats, add_generation_prompt=True)
     ids = getattr(ids, "input_ids", ids)
     return [ids[i * batch : (i + 1) * batch] for i in range(rounds + 1)]
