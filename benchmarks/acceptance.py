@@ -62,8 +62,8 @@ def main() -> None:
         gc.collect()
     forecasts = _forecasts(args, plain)
     for row in rows:
-        if row["coverage"] == "last":
-            row["forecast"] = forecasts[row["temperature"]]
+        if row["coverage"] in ("last", "all"):
+            row["forecast"] = forecasts[row["temperature"], row["coverage"]]
             row["off"] = row["forecast"]["tpf"] / row["tpf"] - 1
         print({k: v for k, v in row.items() if k != "served"}, flush=True)
     print(common.save(args.name, {"prompts": len(chats), "tokens": args.tokens, "n": args.n, "rows": rows}))
@@ -92,7 +92,7 @@ def without_cold(accepted: list[int], drafted: list[int]) -> float:
     return total
 
 
-def _forecasts(args: argparse.Namespace, plain: dict[float, list]) -> dict[float, dict[str, Any]]:
+def _forecasts(args: argparse.Namespace, plain: dict[float, list]) -> dict[tuple[float, str], dict[str, Any]]:
     from vllm_idlm.training import acceptance, start
     from vllm_idlm.training.layout import Sample
 
@@ -101,7 +101,8 @@ def _forecasts(args: argparse.Namespace, plain: dict[float, list]) -> dict[float
     for temperature, answers in plain.items():
         samples = [Sample(prompt, made) for prompt, made in answers if len(made) >= 3]
         measured = list(acceptance.rates(model, samples, args.n - 1, mask, (temperature,)))
-        found[temperature] = acceptance.forecast(measured, temperature, args.n - 1).table()
+        for name in ("last", "all"):
+            found[temperature, name] = acceptance.forecast(measured, temperature, args.n - 1, name == "all").table()
     return found
 
 

@@ -14,7 +14,9 @@ def constant(rates: list[float], total: int) -> dict[int, list[float]]:
     return {s: rates[: total - 1 - s] for s in range(2, total - 1)}
 
 
-def simulate(rates: dict[int, list[float]], prompt: int, total: int, masks: int, rng: random.Random) -> tuple[int, int]:
+def simulate(
+    rates: dict[int, list[float]], prompt: int, total: int, masks: int, rng: random.Random, covered: bool
+) -> tuple[int, int]:
     """Forwards and cold forwards of one run of the chain, drawn draft by draft."""
     place, fresh, forwards, cold = prompt, False, 0, 0
     while place < total - 1:
@@ -24,15 +26,16 @@ def simulate(rates: dict[int, list[float]], prompt: int, total: int, masks: int,
         accepted = 0
         while accepted < drafts and rng.random() < rates[place][accepted]:
             accepted += 1
-        place, fresh = place + accepted + 1, accepted == drafts
+        place, fresh = place + accepted + 1, covered or accepted == drafts
     return forwards, cold
 
 
-def test_chain_is_what_a_simulation_of_it_gives():
+@pytest.mark.parametrize("covered", [False, True])
+def test_chain_is_what_a_simulation_of_it_gives(covered):
     rng = random.Random(0)
     rates = {s: [rng.random() for _ in range(min(3, 39 - s))] for s in range(4, 39)}
-    want = chain(rates, 4, 40, 3)
-    runs = [simulate(rates, 4, 40, 3, rng) for _ in range(20000)]
+    want = chain(rates, 4, 40, 3, covered)
+    runs = [simulate(rates, 4, 40, 3, rng, covered) for _ in range(20000)]
     assert want.forwards == pytest.approx(sum(r[0] for r in runs) / len(runs), rel=0.01)
     assert want.cold == pytest.approx(sum(r[1] for r in runs) / len(runs), rel=0.02)
     assert want.tokens == 35
@@ -46,6 +49,10 @@ def test_long_text_at_constant_acceptance_gives_the_papers_formula(masks, rate):
     assert tpf([rate] * masks) == pytest.approx(want)
     found = chain(constant([rate] * masks, 20001), 1, 20001, masks)
     assert found.tpf == pytest.approx(want, rel=1e-3)
+
+
+def test_with_every_outcome_covered_it_is_e():
+    assert chain(constant([0.9] * 3, 20001), 1, 20001, 3, True).tpf == pytest.approx(3.439, rel=1e-3)
 
 
 def test_papers_check_value():
@@ -64,7 +71,8 @@ def test_counts_by_depth_and_their_sum():
 
 
 @pytest.mark.vllm
-def test_forecast_is_what_greedy_serving_gives(smol, adapter):
+@pytest.mark.parametrize("coverage", ["last", "all"])
+def test_forecast_is_what_greedy_serving_gives(smol, adapter, coverage):
     """The chain over plain decoding's answers counts the very forwards that serving takes (float32, no ties)."""
     from vllm import SamplingParams
 
@@ -78,11 +86,11 @@ def test_forecast_is_what_greedy_serving_gives(smol, adapter):
     samples = [Sample(list(o.prompt_token_ids), list(o.outputs[0].token_ids)) for o in outputs]
     model, _, mask = start.for_evaluation(smol, adapter, None, "float32")
     measured = list(acceptance.rates(model, samples, 3, mask, (0.0,)))
-    llm = engines.engine(smol, speculative_config=engines.isd(4, lora=adapter))
+    llm = engines.engine(smol, speculative_config=engines.isd(4, lora=adapter, coverage=coverage))
     engines.stats(llm)
     assert engines.tokens(llm.chat(chats, params, use_tqdm=False)) == engines.tokens(outputs)
     served = engines.stats(llm)
-    assert acceptance.forecast(measured, 0.0, 3).forwards == pytest.approx(served["forwards"], rel=0.05)
+    assert acceptance.forecast(measured, 0.0, 3, coverage == "all").forwards == pytest.approx(served["forwards"], rel=0.05)
 
 
 def test_command_prints_and_writes_what_it_measured(tmp_path, smol, adapter):
@@ -99,7 +107,7 @@ def test_command_prints_and_writes_what_it_measured(tmp_path, smol, adapter):
     assert ran.exit_code == 0, ran.output
     found = json.loads((tmp_path / "out" / "acceptance.json").read_text())
     assert [row["drawn_at_it"] for row in found["rows"]] == [True, False]
-    assert all(1 <= row["strides"]["4"]["tpf"] <= 4 for row in found["rows"])
+    assert all(1 <= row["strides"]["4"]["tpf"] <= row["covered"]["4"]["tpf"] <= 4 for row in found["rows"])
     assert (tmp_path / "out" / "acceptance.png").stat().st_size > 1000
     bad = CliRunner().invoke(app, [*command[:-1], "1,4"])
     assert bad.exit_code == 2

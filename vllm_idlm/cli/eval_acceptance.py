@@ -67,6 +67,7 @@ def _measure(data, model, lora, mask, split, strides, temperatures, most, max_to
             "samples": len(measured),
             "alpha": alpha,
             "strides": {n: acceptance.forecast(measured, temperature, n - 1).table() for n in strides},
+            "covered": {n: acceptance.forecast(measured, temperature, n - 1, True).table() for n in strides},
         })  # fmt: skip
     return {"model": model, "lora": lora, "data": list(data), "split": split, "dtype": dtype, "rows": rows}
 
@@ -74,7 +75,7 @@ def _measure(data, model, lora, mask, split, strides, temperatures, most, max_to
 def _table(found: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table("temperature", "n", "TPF", "cold", "acceptance by position (given those before)", "alpha", "samples")
+    table = Table("temperature", "n", "TPF", "covered", "cold", "acceptance by position (given those before)", "alpha", "samples")
     for row in found["rows"]:
         for n, figures in row["strides"].items():
             accepted = " ".join(
@@ -82,9 +83,11 @@ def _table(found: dict[str, Any]) -> None:
             )
             alpha = " ".join(f"{a:.2f}" for a in row["alpha"][: min(n - 1, 4)])
             note = "" if row["drawn_at_it"] else " *"
-            cells = (f"{row['temperature']:g}{note}", n, f"{figures['tpf']:.3f}", f"{figures['cold']:.0%}")
+            cells = (f"{row['temperature']:g}{note}", n, f"{figures['tpf']:.3f}")
+            cells += (f"{row['covered'][n]['tpf']:.3f}", f"{figures['cold']:.0%}")
             table.add_row(*map(str, cells), accepted, alpha, str(row["samples"]))
     out.print(table)
+    out.print("TPF: with the last outcome covered (cold forwards after a rejection); covered: with coverage all")
     if not all(row["drawn_at_it"] for row in found["rows"]):
         out.print("* no sample was drawn at this temperature: all were taken, and the forecast is rough")
 
@@ -100,9 +103,11 @@ def plot(found: dict[str, Any], file: Path) -> None:
     for row in found["rows"]:
         label = f"temperature {row['temperature']:g}"
         left.plot(range(1, len(row["alpha"]) + 1), row["alpha"], "o-", label=label)
-        right.plot(list(row["strides"]), [f["tpf"] for f in row["strides"].values()], "o-", label=label)
+        line = right.plot(list(row["strides"]), [f["tpf"] for f in row["strides"].values()], "o-", label=label)
+        all_covered = [f["tpf"] for f in row["covered"].values()]
+        right.plot(list(row["covered"]), all_covered, "o--", color=line[0].get_color())
     left.set(xlabel="mask slot", ylabel="alpha", ylim=(0, 1), title="Acceptance by mask slot")
-    right.set(xlabel="stride n", ylabel="tokens per forward", title="Forecast")
+    right.set(xlabel="stride n", ylabel="tokens per forward", title="Forecast (dashed: coverage all)")
     left.legend()
     figure.savefig(file, dpi=120)
     pyplot.close(figure)

@@ -60,8 +60,10 @@ class Chain:
         }
 
 
-def chain(rates: dict[int, Sequence[float]], prompt: int, total: int, masks: int) -> Chain:
+def chain(rates: dict[int, Sequence[float]], prompt: int, total: int, masks: int, covered: bool = False) -> Chain:
     """Serve one text of `total` tokens behind a prompt of `prompt`, `masks` mask slots a forward.
+
+    covered: with masks behind every accepted prefix (`coverage` "all"), so that a rejection makes no forward cold.
 
     rates[s][j]: acceptance of the draft at depth j (for place s+1+j) of the block that starts at s, given the text.
     The pending token at s is verified with that block's drafts; it starts cold at s = prompt.
@@ -82,7 +84,7 @@ def chain(rates: dict[int, Sequence[float]], prompt: int, total: int, masks: int
             found.drafted[j] += verify[s]
             found.reached[j] += alive
             found.accepted[j] += alive * rate
-            cold[s + j + 1] += alive * (1 - rate)
+            (verify if covered else cold)[s + j + 1] += alive * (1 - rate)
             alive *= rate
         verify[min(s + depths + 1, total)] += alive
     return found
@@ -148,11 +150,11 @@ def _by_start(starts: list[int], values: list[float]) -> dict[int, list[float]]:
     return found
 
 
-def forecast(measured: Sequence[Rates], temperature: float, masks: int) -> Chain:
+def forecast(measured: Sequence[Rates], temperature: float, masks: int, covered: bool = False) -> Chain:
     """Serving all samples at this temperature with `masks` mask slots (at most as many as were measured)."""
     total = Chain()
     for one in measured:
-        total = total + chain(one.given_text[temperature], len(one.sample.prompt), len(one.sample), masks)
+        total = total + chain(one.given_text[temperature], len(one.sample.prompt), len(one.sample), masks, covered)
     return total
 
 
