@@ -90,7 +90,9 @@ def test_forecast_is_what_greedy_serving_gives(smol, adapter, coverage):
     engines.stats(llm)
     assert engines.tokens(llm.chat(chats, params, use_tqdm=False)) == engines.tokens(outputs)
     served = engines.stats(llm)
-    assert acceptance.forecast(measured, 0.0, 3, coverage == "all").forwards == pytest.approx(served["forwards"], rel=0.05)
+    assert acceptance.forecast(measured, 0.0, 3, coverage == "all").forwards == pytest.approx(
+        served["forwards"], rel=0.05
+    )
 
 
 def test_command_prints_and_writes_what_it_measured(tmp_path, smol, adapter):

@@ -62,12 +62,13 @@ def greedy(model):
     return found
 
 
-def test_two_ranks(tmp_path):
+@pytest.mark.parametrize("coverage", [pytest.param("last", marks=pytest.mark.slow), "all"])
+def test_two_ranks(tmp_path, coverage):
     script = tmp_path / "script.py"
     model = str(tiny.write_tiny(tmp_path / "model", vocab=48))
     draft = str(tiny.write_adapter(tmp_path / "draft", model, scale=0.5))
     isd = {
-        "speculative_config": {"method": "isd", "n": 4, "mask_token_id": 1, "lora": draft},
+        "speculative_config": {"method": "isd", "n": 4, "mask_token_id": 1, "lora": draft, "coverage": coverage},
         "async_scheduling": True,
     }
     two_ranks = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
