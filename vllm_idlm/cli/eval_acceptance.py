@@ -75,7 +75,9 @@ def _measure(data, model, lora, mask, split, strides, temperatures, most, max_to
 def _table(found: dict[str, Any]) -> None:
     from rich.table import Table
 
-    table = Table("temperature", "n", "TPF", "covered", "cold", "acceptance by position (given those before)", "alpha", "samples")
+    table = Table(
+        "temperature", "n", "TPF", "covered", "cold", "acceptance by position (given those before)", "alpha", "samples"
+    )
     for row in found["rows"]:
         for n, figures in row["strides"].items():
             accepted = " ".join(
