@@ -15,6 +15,8 @@ import argparse
 import gc
 from typing import Any
 
+from vllm_idlm.proposers.coverage import expected_tokens
+
 from benchmarks import common
 from vllm_idlm.data import keys, prompts
 
@@ -80,16 +82,12 @@ def _serve(llm: Any, chats: list, temperature: float, tokens: int, plain: list) 
 
 
 def without_cold(accepted: list[int], drafted: list[int]) -> float:
-    """E from counts by place: each draft's acceptance given that those before it were, multiplied up and summed.
+    """E from counts by place: each draft's acceptance is given that those before it were accepted.
 
     accepted, drafted: drafts accepted and drafts verified at each place of the row.
     """
-    total, reached, before = 1.0, 1.0, None
-    for ok, all_drafts in zip(accepted, drafted, strict=True):
-        tried = all_drafts if before is None else min(all_drafts, before)
-        reached *= ok / tried if tried else 0.0
-        total, before = total + reached, ok
-    return total
+    tried = drafted[:1] + [min(pair) for pair in zip(drafted[1:], accepted, strict=False)]
+    return expected_tokens([ok / count if count else 0.0 for ok, count in zip(accepted, tried, strict=True)])
 
 
 def _forecasts(args: argparse.Namespace, plain: dict[float, list]) -> dict[tuple[float, str], dict[str, Any]]:

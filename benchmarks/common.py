@@ -32,15 +32,20 @@ def prompts(count: int = 60) -> list[str]:
 
 
 def start(method: str, n: int, model: str = "smollm2-135m-risd", settings: dict | None = None, **options: Any) -> Any:
-    """A vllm.LLM that decodes by `method`: plain, isd (no adapter) or risd (with one); coverage "last" if not said."""
+    """A vllm.LLM that decodes by `method`: plain, isd (no adapter) or risd (with one), or isd:all and the like.
+
+    What follows the colon is the coverage; "last" if neither it nor `settings` say.
+    """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
+    method, _, coverage = method.partition(":")
     if method != "plain":
         own = settings if settings is not None else ({} if method == "risd" else {"lora": None})
-        options["speculative_config"] = {"method": "isd", "n": n, "coverage": "last", **own}
-        if own.get("coverage") == "all" and _on_cuda():  # full graphs do not have it yet
+        asked = {"method": "isd", "n": n, "coverage": coverage or "last", **own}
+        options["speculative_config"] = asked
+        if asked["coverage"] == "all" and _on_cuda():  # full graphs do not have it yet
             options.setdefault("compilation_config", {"cudagraph_mode": "PIECEWISE"})
     defaults = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 500_000_000}
     return LLM(model, **{**defaults, **options})
@@ -66,16 +71,14 @@ SHAPES = {  # config.json of a Qwen3 model, for runs with dummy weights: time do
 }
 
 
-def start_shape(
-    method: str, n: int, shape: str, folder: Path, rank: int = 128, coverage: str = "last", **options: Any
-) -> Any:
+def start_shape(method: str, n: int, shape: str, folder: Path, rank: int = 128, **options: Any) -> Any:
     """A vllm.LLM of a shape of `SHAPES` with dummy weights, no tokenizer and, for risd, an adapter of zeros."""
     config = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "max_position_embeddings": 40960}
     config |= {"rope_theta": 1e6, "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": False}
     vocab = SHAPES[shape]["vocab_size"]
     (folder / "config.json").write_text(json.dumps({**config, "torch_dtype": "bfloat16", **SHAPES[shape]}))
-    settings = {"lora": None, "mask_token_id": min(151669, vocab - 1), "coverage": coverage}
-    if method == "risd":
+    settings = {"lora": None, "mask_token_id": min(151669, vocab - 1)}
+    if method.startswith("risd"):
         settings["lora"] = _zero_adapter(folder / "adapter", SHAPES[shape], rank)
     dummy = {"load_format": "dummy", "skip_tokenizer_init": True}
     return start(method, n, str(folder), settings=settings, **{**dummy, **options})
@@ -102,6 +105,12 @@ def _zero_adapter(path: Path, shape: dict[str, int], rank: int) -> str:
     config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": [k.split(".")[1] for k in sizes]}
     (path / "adapter_config.json").write_text(json.dumps({**config, "bias": "none", "task_type": "CAUSAL_LM"}))
     return str(path)
+
+
+def token_ids(llm: Any, texts: list[str]) -> list[list[int]]:
+    """Prompts as one-turn chats by the model's own template, as token ids."""
+    ids = llm.get_tokenizer().apply_chat_template(chats(texts), add_generation_prompt=True)
+    return getattr(ids, "input_ids", ids)
 
 
 def chats(texts: list[str]) -> list[list[dict[str, str]]]:

@@ -33,9 +33,7 @@ def prompts(llm: Any, rounds: int, batch: int) -> list[list[list[int]]]:
     """Prompts for each round, as token ids, different ones while there are some; the last batch is the warm-up's."""
     wanted = (rounds + 1) * batch
     texts = common.prompts()
-    chats = common.chats((texts * -(-wanted // len(texts)))[:wanted])
-    ids = llm.get_tokenizer().apply_chat_template(chats, add_generation_prompt=True)
-    ids = getattr(ids, "input_ids", ids)
+    ids = common.token_ids(llm, (texts * -(-wanted // len(texts)))[:wanted])
     return [ids[i * batch : (i + 1) * batch] for i in range(rounds + 1)]
 
 
@@ -80,7 +78,7 @@ def main() -> None:
     options = {"dtype": args.dtype, "enforce_eager": args.eager}
     engines = {"plain": common.start("plain", 0, **options)}
     for coverage in args.coverage.split(","):
-        engines[coverage] = common.start("risd", args.n, settings={"coverage": coverage}, **options)
+        engines[coverage] = common.start(f"risd:{coverage}", args.n, **options)
     rows = []
     for batch in map(int, args.batches.split(",")):
         rows.append(measure(engines, batch, args))

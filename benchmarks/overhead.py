@@ -40,34 +40,19 @@ def _prompts(llm, batch: int) -> list[list[int]]:
     """Token ids of the shared prompts, or of made-up ones where there is no tokenizer."""
     if llm.model_config.skip_tokenizer_init:
         return [[(7 * i + j) % 2000 for j in range(64)] for i in range(batch)]
-    ids = llm.get_tokenizer().apply_chat_template(common.chats(common.prompts(batch)), add_generation_prompt=True)
-    return getattr(ids, "input_ids", ids)
+    return common.token_ids(llm, common.prompts(batch))
 
 
 def _start(args: argparse.Namespace) -> dict:
+    options, methods = {"dtype": args.dtype, "enforce_eager": args.eager}, args.methods.split(",")
     if args.shape is None:
-        options = {"dtype": args.dtype, "enforce_eager": args.eager}
-        return {m: _with_coverage(common.start, m, args.n, **options) for m in args.methods.split(",")}
+        return {m: common.start(m, args.n, **options) for m in methods}
     folder = Path(tempfile.mkdtemp())
     # Each engine of a big shape takes its share of the device: KV caches are small, weights are held twice.
-    options = {"dtype": args.dtype, "enforce_eager": args.eager}
     options["kv_cache_memory_bytes"] = 200_000_000 if args.shape == "tiny" else 4_000_000_000
-    methods = args.methods.split(",")
     options["gpu_memory_utilization"] = 0.9 / len(methods)
     options["max_num_seqs"] = max(int(b) for b in args.batches.split(","))
-    found = {}
-    for name in methods:
-        method, _, coverage = name.partition(":")
-        options["coverage"] = coverage or "last"
-        found[name] = common.start_shape(method, args.n, args.shape, folder, rank=args.rank, **options)
-    return found
-
-
-def _with_coverage(start, name: str, n: int, **options):
-    """An engine by a name such as risd or risd:all."""
-    method, _, coverage = name.partition(":")
-    settings = {"coverage": coverage, **({"lora": None} if method == "isd" else {})} if coverage else None
-    return start(method, n, settings=settings, **options)
+    return {m: common.start_shape(m, args.n, args.shape, folder, rank=args.rank, **options) for m in methods}
 
 
 def _print(rows: list[dict], n: int) -> None:

@@ -266,12 +266,6 @@ def _fit_coverage(config: Any, settings: ISDSettings) -> ISDSettings:
         settings = settings.model_copy(update={"coverage": "last"})
         config.additional_config[KEY] = settings.model_dump()
         config.speculative_config.num_speculative_tokens = settings.slots
-    mode = config.compilation_config.cudagraph_mode
-    if settings.groups and mode is not None and mode.has_full_cudagraphs():
-        raise SettingsError(
-            f'"coverage": {settings.coverage!r} does not run inside full CUDA graphs yet (cudagraph_mode '
-            f'{mode.name}): set --compilation-config \'{{"cudagraph_mode": "PIECEWISE"}}\', or leave "coverage" out'
-        )
     return settings
 
 

@@ -24,6 +24,7 @@ class EngineState:
         self.stats = ISDStats()
         self.runner: Any = None
         self.draft_lora: Any = None
+        self.tail: Any = None  # a TailAttention, with extra groups of masks only
 
     def load_model(self, model: Any) -> None:
         """Load the gated draft adapter (if any) into vLLM's LoRA slots, for good."""
@@ -34,6 +35,9 @@ class EngineState:
         self.draft_lora = LoRARequest("isd-draft", DRAFT_LORA_ID, self.settings.lora)
         self.runner.add_lora(self.draft_lora)
         self.runner.pin_lora(DRAFT_LORA_ID)
+
+    def warm_up(self) -> None:
+        """The model is compiled; only a proposer with something to measure has anything to do."""
 
     def reset_stats(self) -> None:
         """Start counting anew; a trace that was on stays on."""

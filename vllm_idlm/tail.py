@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,18 +128,23 @@ class TailAttention:
     def __init__(self) -> None:
         self.plan: Plan | DevicePlan | None = None
 
-    def attach(self, layers: dict[str, Any], builders: Iterable[Any]) -> None:
-        """Hook into an engine's attention layers (by name) and its metadata builders.
+    def attach(self, runner: Any) -> None:
+        """Hook into the attention layers and metadata builders of a runner (of either kind) that has just made these.
 
         Raises SettingsError if a layer's attention is more than scores, softmax and values of whole sequences.
         """
+        config, groups = runner.vllm_config, [group for groups in runner.attn_groups for group in groups]
+        layers = {
+            name: config.compilation_config.static_forward_context[name] for g in groups for name in g.layer_names
+        }
+        check_engine(config, runner.device)
         for name, layer in layers.items():
             check(name, layer)
         for layer in layers.values():
             if not hasattr(layer.impl, "isd_plain_forward"):
                 layer.impl.isd_plain_forward = layer.impl.forward
                 layer.impl.forward = _Forward(layer.impl)
-        for builder in builders:
+        for builder in (b for group in groups for b in group.metadata_builders):
             builder.build = functools.partial(self._build, builder.build)
 
     def _build(self, original: Any, common_prefix_len: int, common: Any, *args: Any, **kwargs: Any) -> Any:
@@ -214,9 +219,12 @@ def views(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     return keys, halves[:, :, 1].unflatten(2, (tokens, both // 2))
 
 
-def check_engine(config: Any) -> None:
+def check_engine(config: Any, device: torch.device) -> None:
     """SettingsError if an engine of this VllmConfig cannot have rows at places of their own."""
+    mode = config.compilation_config.cudagraph_mode
+    full = device.type != "cpu" and mode is not None and mode.has_full_cudagraphs()
     found = {
+        'full CUDA graphs (they do with "cudagraph_mode": "PIECEWISE" in the compilation config)': full,
         "positions of several dimensions (M-RoPE)": config.model_config.uses_mrope,
         "decode context parallelism": config.parallel_config.decode_context_parallel_size > 1,
     }

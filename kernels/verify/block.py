@@ -36,12 +36,13 @@ def verify(
 
     Cost: for sampled requests the probabilities of every verified row, where the standard rule needs one row's.
     """
-    plain = naive.verify(
-        logits, drafts, num_drafts, max_drafts=max_drafts, proposal_logits=proposal_logits, one_hot=one_hot,
-        greedy=greedy, uniform=uniform, resample=resample,
-    )  # fmt: skip
     if greedy is None or not len(drafts):
-        return plain
+        return naive.verify(
+            logits, drafts, num_drafts, max_drafts=max_drafts, proposal_logits=proposal_logits, one_hot=one_hot,
+            greedy=greedy, uniform=uniform, resample=resample,
+        )  # fmt: skip
+    naive.check(logits, drafts, num_drafts, max_drafts, proposal_logits, greedy, uniform, resample)
+    plain = naive.verify(logits, drafts, num_drafts, max_drafts=max_drafts)  # as if all were greedy: argmaxes alone
     where = naive.Places.of(num_drafts, drafts.shape[0], max_drafts)
     rows = _Rows(logits, drafts, proposal_logits, one_hot, where)
     accepted, ratio = _judge(rows, num_drafts, uniform)

@@ -70,7 +70,7 @@ def verify(
     row if that is larger, and never more than [R, V]).
     Raises ValueError for shapes that do not fit each other or missing noise.
     """
-    _check(logits, drafts, num_drafts, max_drafts, proposal_logits, greedy, uniform, resample)
+    check(logits, drafts, num_drafts, max_drafts, proposal_logits, greedy, uniform, resample)
     where = Places.of(num_drafts, drafts.shape[0], max_drafts)
     best = logits.argmax(-1)
     accept = drafts == best[where.row]
@@ -186,7 +186,7 @@ def _emit(
     return draw(torch.where(empty, p, rest), resample)
 
 
-def _check(
+def check(
     logits: Tensor,
     drafts: Tensor,
     num_drafts: Tensor,

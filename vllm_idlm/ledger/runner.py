@@ -74,16 +74,8 @@ def begin_step(module: ModuleType) -> None:
 def extra_groups(module: ModuleType) -> None:
     """Wrap `initialize_kv_cache` and `_prepare_inputs`."""
     runner = module.GPUModelRunner
-    initialize = expect_source(runner, "initialize_kv_cache", "self.initialize_metadata_builders(")
     prepare = expect_source(runner, "_prepare_inputs", "self.positions[:total_num_scheduled_tokens] = (")
     expect_source(runner, "_prepare_inputs", "self.input_batch.block_table.compute_slot_mapping(")
-
-    @functools.wraps(initialize)
-    def initialize_kv_cache(self, *args, **kwargs):
-        result = initialize(self, *args, **kwargs)
-        if isd := getattr(self, "isd", None):
-            isd.attach_attention()
-        return result
 
     @functools.wraps(prepare)
     def _prepare_inputs(self, scheduler_output, num_scheduled_tokens):
@@ -92,7 +84,22 @@ def extra_groups(module: ModuleType) -> None:
             isd.place_extra(num_scheduled_tokens)
         return result
 
-    runner.initialize_kv_cache, runner._prepare_inputs = initialize_kv_cache, _prepare_inputs
+    runner.initialize_kv_cache = attach_attention(runner, "self.initialize_metadata_builders(")
+    runner._prepare_inputs = _prepare_inputs
+
+
+def attach_attention(runner: type, fragment: str):
+    """The runner class's `initialize_kv_cache`, after which ISD hooks the attention; its source holds `fragment`."""
+    original = expect_source(runner, "initialize_kv_cache", fragment)
+
+    @functools.wraps(original)
+    def initialize_kv_cache(self, *args, **kwargs):
+        result = original(self, *args, **kwargs)
+        if isd := getattr(self, "isd", None):
+            isd.attach_attention()
+        return result
+
+    return initialize_kv_cache
 
 
 def _warm_up_isd(worker: type):
@@ -102,8 +109,7 @@ def _warm_up_isd(worker: type):
     @functools.wraps(original)
     def compile_or_warm_up_model(self, *args, **kwargs):
         result = original(self, *args, **kwargs)
-        isd = getattr(self.model_runner, "isd", None)
-        if isd is not None and hasattr(isd, "warm_up"):
+        if isd := getattr(self.model_runner, "isd", None):
             isd.warm_up()
         return result
 

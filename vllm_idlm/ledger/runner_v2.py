@@ -6,7 +6,7 @@ import functools
 from types import ModuleType
 
 from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
-from vllm_idlm.ledger.runner import keep_draft_lora
+from vllm_idlm.ledger.runner import attach_attention, keep_draft_lora
 
 _V2 = "vllm.v1.worker.gpu.model_runner"
 
@@ -66,17 +66,8 @@ def attach(module: ModuleType) -> None:
 def extra_groups(module: ModuleType) -> None:
     """Wrap `initialize_kv_cache`; the hooks take effect between `prepare_attn` and the forward."""
     runner = module.GPUModelRunner
-    original = expect_source(runner, "initialize_kv_cache", "self.attn_groups")
     expect_source(runner, "prepare_attn", "compute_slot_mappings(", "input_batch.positions")
-
-    @functools.wraps(original)
-    def initialize_kv_cache(self, *args, **kwargs):
-        result = original(self, *args, **kwargs)
-        if isd := getattr(self, "isd", None):
-            isd.attach_attention()
-        return result
-
-    runner.initialize_kv_cache = initialize_kv_cache
+    runner.initialize_kv_cache = attach_attention(runner, "self.attn_groups")
 
 
 @patch(

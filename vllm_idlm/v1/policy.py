@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
 
 from vllm_idlm.proposers.coverage import Choice, choose, worthwhile
 from vllm_idlm.proposers.estimates import Acceptance, Cost
@@ -78,8 +77,3 @@ class Auto(Fixed):
     def groups(self, confidence: Sequence[float], seeded: bool = False) -> tuple[int, ...]:
         """The groups that pay for these drafts; none for a seeded request, whose noise they would shift."""
         return () if seeded else worthwhile(self.acceptance.of(confidence), self.choice)[: self._settings.extra]
-
-
-def make(settings: ISDSettings, cost: Any = None) -> Fixed:
-    """The policy of `settings`; cost: of the rows of a batch, for `auto`."""
-    return Auto(settings, cost) if settings.coverage == "auto" and cost is not None else Fixed(settings)

@@ -20,7 +20,7 @@ from vllm_idlm.kernels.draft import confidence
 from vllm_idlm.kernels.draft import propose as draw
 from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups, plan_slots
 from vllm_idlm.settings import SettingsError
-from vllm_idlm.tail import TailAttention, check_engine, plan
+from vllm_idlm.tail import TailAttention, plan
 from vllm_idlm.v1 import calibrate, noise, policy
 from vllm_idlm.v1.sampler import ISDSampler
 
@@ -45,7 +45,6 @@ class ISDProposer(EngineState):
         super().__init__(vllm_config)
         self.records = Records()
         self.rows: dict[str, Row] = {}  # of this step's forward, by request
-        self.tail: TailAttention | None = None  # with extra groups only
         self.policy = policy.Fixed(self.settings)
 
     def attach(self, runner: Any) -> None:
@@ -60,13 +59,9 @@ class ISDProposer(EngineState):
         """
         if not self.settings.groups:
             return
-        layers = self.runner.vllm_config.compilation_config.static_forward_context
-        names = [name for group in self.runner.kv_cache_config.kv_cache_groups for name in group.layer_names]
-        builders = [b for groups in self.runner.attn_groups for group in groups for b in group.metadata_builders]
         tail = TailAttention()
         try:
-            self._refuse_tail()
-            tail.attach({name: layers[name] for name in names}, builders)
+            tail.attach(self.runner)
         except SettingsError as error:
             if self.settings.coverage != "auto":
                 raise
@@ -74,15 +69,6 @@ class ISDProposer(EngineState):
             self._only_last()
         else:
             self.tail = tail
-
-    def _refuse_tail(self) -> None:
-        config = self.runner.vllm_config
-        check_engine(config)
-        if self.runner.device.type != "cpu" and config.compilation_config.cudagraph_mode.has_full_cudagraphs():
-            raise SettingsError(
-                '"coverage": extra groups of mask slots do not run inside full CUDA graphs on Model Runner V1; allowed '
-                'are "last", or "cudagraph_mode": "PIECEWISE" in the compilation config'
-            )
 
     def _only_last(self) -> None:
         self.settings = self.settings.model_copy(update={"coverage": "last"})

@@ -20,7 +20,7 @@ from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
-from vllm_idlm.tail import DevicePlan, TailAttention, check_engine
+from vllm_idlm.tail import DevicePlan, TailAttention
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
 from vllm_idlm.v2.sampler import ISDRejectionSampler
 
@@ -56,7 +56,6 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         self.synthetic: float | None = None  # benchmarks only: drafts pass at this rate, whatever they are
         self.step: Step | None = None
         self._mapping: Mapping | None = None
-        self.tail: TailAttention | None = None  # with extra groups only
 
     def _reserve(self, vllm_config: Any, slots: int) -> Tensor | None:
         """[R, n - 1, V] for the logits of q in the model's dtype, reserved before vLLM measures what memory is left."""
@@ -83,14 +82,8 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         """Hook the attention of extra groups, once vLLM has made its metadata builders; SettingsError if it cannot."""
         if not self.settings.groups:
             return
-        check_engine(self.runner.vllm_config)
-        groups = [group for groups in self.runner.attn_groups for group in groups]
-        layers = self.runner.vllm_config.compilation_config.static_forward_context
         self.tail = TailAttention()
-        self.tail.attach(
-            {name: layers[name] for group in groups for name in group.layer_names},
-            [builder for group in groups for builder in group.metadata_builders],
-        )
+        self.tail.attach(self.runner)
         self.tail.plan = DevicePlan(self.settings.masks, self.settings.groups, self.device)
 
     # -- before the forward
