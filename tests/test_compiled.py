@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from tests.engines import engine, isd, stats, tokens
+from tests import tiny
+from tests.engines import engine, isd, proposer, stats, tokens
 
 pytestmark = pytest.mark.vllm
 
@@ -20,3 +22,43 @@ def test_compiled_gated_decoding_equals_plain(smol, adapter):
     stats(llm)
     assert tokens(llm.chat(chats, params, use_tqdm=False)) == want
     assert sum(stats(llm)["accepted_per_position"]) > 10, "the draft adapter was lost on the way through profiling"
+
+
+@pytest.mark.parametrize("aot", ["1", "0"], ids=["cached graph", "bytecode"])
+def test_steps_without_masks_take_the_model_without_lora(tmp_path, monkeypatch, aot):
+    """By a schedule: three requests decode plainly, two and one from masks; each graph serves its own steps."""
+    from vllm import SamplingParams, TokensPrompt
+
+    monkeypatch.setenv("VLLM_USE_AOT_COMPILE", aot)
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    model = tiny.write_tiny(tmp_path / "model", vocab=48)
+    lora = str(tiny.write_adapter(tmp_path / "draft", model, scale=0.5))
+    prompts = [TokensPrompt(prompt_token_ids=p) for p in ([3, 7, 11, 2], [5, 5, 9], [13])]
+    params = [SamplingParams(temperature=0, max_tokens=8 + 16 * i, ignore_eos=True, detokenize=False) for i in range(3)]
+    options = {"skip_tokenizer_init": True, "max_model_len": 128}
+    want = tokens(engine(str(model), **options).generate(prompts, params, use_tqdm=False))
+    config = isd(4, mask_token_id=1, lora=lora, schedule=[[1, 2, 4], [3, None, 1]])
+    llm = engine(str(model), speculative_config=config, enforce_eager=False, **options)
+    graphs, used = proposer(llm).base_graph, []
+    choose = graphs.use
+    monkeypatch.setattr(graphs, "use", lambda base: (used.append(base), choose(base)))
+    stats(llm)
+    assert tokens(llm.generate(prompts, params, use_tqdm=False)) == want
+    assert sum(stats(llm)["accepted_per_position"]) > 0
+    assert used[1:5] == [True] * 4, "three requests did not decode plainly"
+    assert used.count(False) > 8, "one request did not decode from masks"
+    calls = {base: _lora_calls(llm, base) for base in (True, False)}
+    assert calls == {True: 0, False: 4 * 2}, "four LoRA updates in each of two layers"
+
+
+def _lora_calls(llm, base: bool) -> int:
+    """How often one forward by one of the graphs calls the LoRA update."""
+    from torch.profiler import profile
+    from vllm.forward_context import set_forward_context
+
+    isd = proposer(llm)
+    isd.base_graph.use(base)
+    rows = {"input_ids": torch.tensor([3, 5]), "positions": torch.arange(2)}
+    with torch.inference_mode(), set_forward_context(None, isd.runner.vllm_config, num_tokens=2), profile() as seen:
+        isd.runner.model(**rows, intermediate_tensors=None, inputs_embeds=None)
+    return sum(event.count for event in seen.key_averages() if "add_lora" in event.key)

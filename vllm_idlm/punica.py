@@ -7,7 +7,8 @@ Here a step's state is one slot a row; the kernel reads it and touches the rows 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -34,6 +35,21 @@ class RowPunicaWrapper(PunicaWrapperCPU):
         self.is_prefill = True
         self._ids: list[int | None] = []
         self._vocab_size = 0
+        self._base = False
+
+    @contextlib.contextmanager
+    def without_lora(self) -> Iterator[None]:
+        """A graph that torch.compile traces in here has no LoRA in it."""
+        self._base = True
+        try:
+            yield
+        finally:
+            self._base = False
+
+    @property
+    def idle(self) -> bool:
+        """Whether the layers have nothing to add: not in this step or, being traced, not in this graph."""
+        return self._base if torch.compiler.is_compiling() else self.no_lora
 
     def update_metadata(self, mapping, lora_index_to_id, max_loras, vocab_size, **kwargs) -> None:
         """Take over the adapter ids of a step's token rows and logits rows; 0 is no adapter."""
@@ -87,6 +103,8 @@ class RowPunicaWrapper(PunicaWrapperCPU):
         self, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, *, buffer=None, **kwargs
     ) -> None:
         """y[:, slice] += (x A^T) B^T on rows with a slot. y [n, out], x [n, in]; vLLM's layers pass scale 1."""
+        if self.idle:
+            return
         y, x = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
         self._add(y, x, self._token_lora_indices, lora_a_stacked, _scaled(lora_b_stacked, scale), output_slices)
 
@@ -98,6 +116,8 @@ class RowPunicaWrapper(PunicaWrapperCPU):
 
     def add_lora_embedding(self, y, x, lora_b_stacked, add_inputs: bool = True, **kwargs) -> None:
         """y += x B^T on rows with a slot. y [n, hidden], x [n, rank]: the rows of A that the layer has looked up."""
+        if self.idle:
+            return
         rank = x.shape[-1]
         a = torch.eye(rank, dtype=x.dtype, device=x.device).expand(lora_b_stacked.shape[0], 1, rank, rank).contiguous()
         self._add(y, x, self._token_lora_indices, (a,), (lora_b_stacked,), (lora_b_stacked.shape[-2],))
@@ -148,6 +168,8 @@ class LayerPunica:
     def add_lora_linear(self, y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, **kwargs) -> None:
         """`RowPunicaWrapper.add_lora_linear` with the weights that `for_layer` entered (the same as given here)."""
         rows = self._rows
+        if rows.idle:
+            return
         if scale != 1.0 or x.dtype != lora_a_stacked[0].dtype:
             rows.add_lora_linear(y, x, lora_a_stacked, lora_b_stacked, scale, output_slices)
             return

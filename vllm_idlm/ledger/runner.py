@@ -182,6 +182,8 @@ def gated_lora(module: ModuleType) -> None:
         if isd is None or isd.draft_lora is None or num_sampled_tokens is None:
             return original(self, input_batch, num_scheduled_tokens, num_sampled_tokens, *args, **kwargs)
         logits, tokens = isd.lora_mapping(input_batch, num_scheduled_tokens, num_sampled_tokens)
+        if isd.base_graph is not None:
+            isd.base_graph.use(not tokens.any())
         requests = {isd.draft_lora, *input_batch.lora_id_to_lora_request.values()}
         return self._set_active_loras(tuple(logits.tolist()), tuple(tokens.tolist()), requests)
 

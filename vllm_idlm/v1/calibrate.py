@@ -18,11 +18,12 @@ _PASSES, _SECONDS = 3, 2.0
 
 
 @torch.inference_mode()
-def cost(runner: Any, draft_lora: Any) -> Cost:
+def cost(isd: Any) -> Cost:
     """A table of forwards with and without mask slots (which take the draft adapter, if there is one).
 
-    runner: Model Runner V1. Stops at the rows of a full batch, or after two seconds; the line goes on from there.
+    isd: the proposer. Stops at the rows of a full batch, or after two seconds; the line goes on from there.
     """
+    runner, draft_lora = isd.runner, isd.draft_lora
     config = runner.vllm_config
     most = runner.max_num_reqs * (1 + config.speculative_config.num_speculative_tokens)
     rows = [count for count in _ROWS if count <= min(most, runner.max_num_tokens)]
@@ -32,9 +33,9 @@ def cost(runner: Any, draft_lora: Any) -> Cost:
         for count in rows:
             if len(plain) > 3 and time.perf_counter() - began > _SECONDS:
                 break
-            plain[count] = min(plain.get(count, 1e9), _seconds(runner, count, None))
+            plain[count] = min(plain.get(count, 1e9), _seconds(isd, count, None))
             if draft_lora is not None:
-                masked[count] = min(masked.get(count, 1e9), _seconds(runner, count, draft_lora))
+                masked[count] = min(masked.get(count, 1e9), _seconds(isd, count, draft_lora))
     table = Cost(list(plain), _rising(plain), _rising(masked or plain))
     found = ", ".join(f"{r}: {table(r, False) * 1e3:.1f}/{table(r, True) * 1e3:.1f}" for r in plain)
     log.info("ISD: ms of a forward by rows, without/with mask slots: %s", found)
@@ -46,10 +47,13 @@ def _rising(seconds: dict[int, float]) -> np.ndarray:
     return np.minimum.accumulate(list(seconds.values())[::-1])[::-1]
 
 
-def _seconds(runner: Any, rows: int, lora: Any) -> float:
+def _seconds(isd: Any, rows: int, lora: Any) -> float:
     """The better of two forwards after one that does not count."""
     from vllm.forward_context import set_forward_context
 
+    runner = isd.runner
+    if isd.base_graph is not None:
+        isd.base_graph.use(lora is None)
     ids = torch.zeros(rows, dtype=torch.int32, device=runner.device)
     places = torch.arange(rows, device=runner.device)
     if runner.lora_config is not None:

@@ -21,7 +21,8 @@ from vllm_idlm.kernels.draft import propose as draw
 from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups, plan_slots
 from vllm_idlm.settings import SettingsError
 from vllm_idlm.tail import TailAttention, plan
-from vllm_idlm.v1 import calibrate, noise, policy
+from vllm_idlm.v1 import base_graph, calibrate, noise, policy
+from vllm_idlm.v1.base_graph import BaseGraph
 from vllm_idlm.v1.sampler import ISDSampler
 
 log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
@@ -46,6 +47,7 @@ class ISDProposer(EngineState):
         self.records = Records()
         self.rows: dict[str, Row] = {}  # of this step's forward, by request
         self.policy = policy.Fixed(self.settings)
+        self.base_graph: BaseGraph | None = None
 
     def attach(self, runner: Any) -> None:
         """Take the runner's place for verification: `runner.rejection_sampler` becomes ours."""
@@ -75,13 +77,15 @@ class ISDProposer(EngineState):
         self.policy = policy.Fixed(self.settings)
 
     def warm_up(self) -> None:
-        """Measure what rows cost here, for `auto`, once the model is compiled; a second or two."""
+        """Once the model is compiled: compile it without LoRA too, and measure what rows cost here, for `auto`."""
+        if self.draft_lora is not None and base_graph.wanted(self.settings):
+            self.base_graph = BaseGraph(self.runner)
         if self.settings.coverage != "auto":
             return
         if self.runner.vllm_config.parallel_config.world_size > 1:  # ranks would choose by clocks of their own
             self._only_last()
         else:
-            self.policy = policy.Auto(self.settings, calibrate.cost(self.runner, self.draft_lora))
+            self.policy = policy.Auto(self.settings, calibrate.cost(self))
 
     # -- before the forward
 

@@ -28,7 +28,7 @@ _LOGPROB_MODES = ("raw_logprobs", "raw_logits", "processed_logprobs", "processed
 
 
 class ISDSampler(nn.Module):
-    """Takes the place of `runner.rejection_sampler`; called only in steps with slots behind a pending token."""
+    """Takes the place of `runner.rejection_sampler`; with a speculative configuration vLLM calls it in every step."""
 
     def __init__(self, sampler: Any, isd: ISDProposer) -> None:
         super().__init__()
@@ -52,6 +52,8 @@ class ISDSampler(nn.Module):
             return self._forward(metadata, logits, sampling)
 
     def _forward(self, metadata: Any, logits: torch.Tensor, sampling: Any) -> SamplerOutput:
+        if not any(metadata.num_draft_tokens) and not sampling.generators:  # one row a request: plain decoding
+            return self.sampler(logits=logits, sampling_metadata=sampling)  # (seeds draw their numbers our way always)
         rows = self._rows(metadata)
         verified, self._mask_rows = _split(rows, metadata.num_draft_tokens)
         self._logits = logits
