@@ -24,7 +24,7 @@ def test_compiled_gated_decoding_equals_plain(smol, adapter):
     assert sum(stats(llm)["accepted_per_position"]) > 10, "the draft adapter was lost on the way through profiling"
 
 
-@pytest.mark.parametrize("aot", ["1", "0"], ids=["cached graph", "bytecode"])
+@pytest.mark.parametrize("aot", ["1", pytest.param("0", marks=pytest.mark.slow)], ids=["cached graph", "bytecode"])
 def test_steps_without_masks_take_the_model_without_lora(tmp_path, monkeypatch, aot):
     """By a schedule: three requests decode plainly, two and one from masks; each graph serves its own steps."""
     from vllm import SamplingParams, TokensPrompt

@@ -55,7 +55,7 @@ def oracle(smol, plain, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 5, 8, 16])
+@pytest.mark.parametrize("n", [2, 4, 8, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 5, 16))])
 def test_right_drafts_emit_n_tokens_a_forward(oracle, plain, n):
     llm = oracle(n, lambda place, token: token)
     length = 2 + 6 * n  # one token from the prompt's forward, one from a cold forward, then n from each of six

@@ -57,8 +57,14 @@ def test_preemption(smol, adapter, method):
     assert len(preempted) >= 3, "the KV cache was large enough: nothing was preempted"
 
 
-@pytest.mark.parametrize("method", ["isd", "risd", "isd-all", "risd-all"])
-@pytest.mark.parametrize("budget", [5, 16, 64])
+@pytest.mark.parametrize(
+    ("method", "budget"),
+    [
+        *(("risd-all", budget) for budget in (5, 16, 64)),
+        *(("isd", 5), ("risd", 16), ("isd-all", 16)),
+        *(pytest.param(m, b, marks=pytest.mark.slow) for m in ("isd", "risd", "isd-all") for b in (5, 16, 64)),
+    ],
+)
 def test_chunked_prompts_and_rows(smol, adapter, method, budget):
     """A token budget that cuts prompts, and at 5 also the rows of seven slots themselves (of sixteen at 16)."""
     prompts, params = _prompts(3, words=2), _params(24)
@@ -98,7 +104,7 @@ def test_prefix_cache_cold_and_warm(smol, adapter, method):
     assert tokens(got) == tokens(expected)
 
 
-@pytest.mark.parametrize("method", ["isd", "risd"])
+@pytest.mark.parametrize("method", [pytest.param("isd", marks=pytest.mark.slow), "risd"])
 def test_abort_in_mid_stream(smol, adapter, method):
     """Requests come and go at different steps; the others' output does not change, and no record is left behind."""
     prompts, params = _prompts(6, words=1), _params(40)
@@ -122,7 +128,9 @@ def test_abort_in_mid_stream(smol, adapter, method):
     assert len(proposer(llm).records) == 0
 
 
-@pytest.mark.parametrize(("n", "coverage"), [(2, "last"), (4, "last"), (8, "last"), (4, "all")])
+@pytest.mark.parametrize(
+    ("n", "coverage"), [*(pytest.param(n, "last", marks=pytest.mark.slow) for n in (2, 4)), (8, "last"), (4, "all")]
+)
 def test_up_to_the_models_length(smol, adapter, n, coverage):
     """Near max_model_len a row has fewer slots, never one over the edge; both stop at the same place."""
     limit = {"max_model_len": 96, "max_num_seqs": 4}
@@ -161,7 +169,7 @@ def test_mask_token_in_the_prompt(smol, adapter):
     assert tokens(llm.generate(prompts, _params(32), use_tqdm=False)) == want
 
 
-@pytest.mark.parametrize("coverage", ["last", "all", "auto"])
+@pytest.mark.parametrize("coverage", [pytest.param("last", marks=pytest.mark.slow), "all", "auto"])
 def test_seeds_reproduce_whatever_the_company(smol, adapter, coverage):
     """A seeded request draws the same tokens alone and in a batch, with its prompt in one piece or in chunks."""
     prompt = _prompts(1, words=12)

@@ -134,7 +134,7 @@ def _pvalue(folders, options: dict, samples: int, **settings) -> float:
     ("name", "settings"),
     [
         ("t=1", {}),
-        ("penalties", {}),
+        pytest.param("penalties", {}, marks=pytest.mark.slow),
         ("t=1", {"coverage": "all"}),
         ("penalties", {"coverage": "all", "verify": "block"}),
         ("t=1", {"coverage": "auto"}),
