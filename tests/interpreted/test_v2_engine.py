@@ -20,7 +20,7 @@ OPTIONS = {"skip_tokenizer_init": True, "max_model_len": 128, "max_num_seqs": 3,
 MASK = 1
 
 
-COVERAGES = pytest.mark.parametrize("coverage", ["last", "all"])
+COVERAGES = pytest.mark.parametrize("coverage", [pytest.param("last", marks=pytest.mark.slow), "all"])
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("gated", [False, True], ids=["full", "gated"])
+@pytest.mark.parametrize("gated", [pytest.param(False, marks=pytest.mark.slow), True], ids=["full", "gated"])
 def test_options_beside_each_other(folders, gated):
     """Requests with and without options in one batch: vLLM's processing on some rows, raw logits on the others."""
     prompts = [PROMPTS[i % len(PROMPTS)] for i in range(len(CASES))]

@@ -64,7 +64,7 @@ def test_plain_decoding_is_the_same_on_both(smol, plain_v1):
     assert [t[0] for t in tokens(ask(llm, PROMPTS, sampling({"max_tokens": LENGTH})))] == plain_v1
 
 
-@pytest.mark.parametrize("method", ["isd", "risd"])
+@pytest.mark.parametrize("method", [pytest.param("isd", marks=pytest.mark.slow), "risd"])
 def test_greedy_text_is_plain_decodings(smol, adapter, plain_v1, method):
     """Eight prompts, three at a time, asynchronous scheduling."""
     config = configs(adapter)[method]
