@@ -1,7 +1,7 @@
 """TPF and acceptance of the embedded model's adapter as served by vLLM, beside the forecast made without serving.
 
     python -m benchmarks.acceptance [--prompts 48] [--tokens 128] [--n 4] [--temperatures 0,1.0]
-                                    [--coverage last,all] [--lora FOLDER]
+                                    [--coverage last,all] [--lora FOLDER] [--no-forecast]
 
 The prompts are held out by hash from `idlm data`'s recipe, as in training. Plain decoding answers them; the forecast is
 `training.acceptance` over these very answers; then ISD answers the same prompts. Greedy, both see the same text;
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--coverage", default="last,all")
     parser.add_argument("--lora", default=None, help="default: the zoo's")
     parser.add_argument("--name", default="acceptance-cpu", help="results/NAME.json")
+    parser.add_argument("--forecast", action=argparse.BooleanOptionalAction, default=True, help="the longest part")
     args = parser.parse_args()
     chats, temperatures = held_out(args.prompts), [float(t) for t in args.temperatures.split(",")]
     llm = common.start("plain", 0, enforce_eager=True)
@@ -62,9 +63,9 @@ def main() -> None:
         rows += [{"coverage": coverage, **_serve(llm, chats, t, args.tokens, plain[t])} for t in temperatures]
         del llm
         gc.collect()
-    forecasts = _forecasts(args, plain)
+    forecasts = _forecasts(args, plain) if args.forecast else {}
     for row in rows:
-        if row["coverage"] in ("last", "all"):
+        if (row["temperature"], row["coverage"]) in forecasts:
             row["forecast"] = forecasts[row["temperature"], row["coverage"]]
             row["off"] = row["forecast"]["tpf"] / row["tpf"] - 1
         print({k: v for k, v in row.items() if k != "served"}, flush=True)
