@@ -232,29 +232,3 @@ def test_gradient_checkpointing_gives_the_same_gradients(world, tmp_path, form):
     assert found[0].keys() == found[1].keys() != set()
     for name, grad in found[0].items():
         torch.testing.assert_close(found[1][name], grad, atol=1e-6, rtol=1e-4)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_rows(world, tmp_path):
-    """Data parallel over two CPU processes, by the command line: as much is learnt as on one device."""
-    import os
-    import subprocess
-    import sys
-
-    import yaml
-
-    made = settings(world, tmp_path / "two", rows=4, steps=60)
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(json.loads(made.model_dump_json())))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "vllm_idlm.cli", "train"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, str(tmp_path / "two.yaml")], env=env, capture_output=True, text=True, check=False, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    one = run(settings(world, tmp_path / "one", rows=8, steps=60))
-    assert one.train()
-    one.export()
-    records = [json.loads((tmp_path / name / "final" / export.RECORD).read_text()) for name in ("two", "one")]
-    two_alpha, one_alpha = (record["held_out"]["alpha"][0] for record in records)
-    assert one_alpha > 0.5
-    assert abs(two_alpha - one_alpha) < 0.03

@@ -17,7 +17,7 @@ def train(
 ) -> None:
     """Train a draft adapter (or a whole model) to fill mask slots; run again after an interruption to go on.
 
-    On several devices: accelerate launch -m vllm_idlm.cli train CONFIG ..
+    On several devices: accelerate launch --config_file FILE -m vllm_idlm.cli train CONFIG ..
     """
     from vllm_idlm.data.errors import DataError
     from vllm_idlm.training import config as configs
