@@ -232,3 +232,32 @@ def test_gradient_checkpointing_gives_the_same_gradients(world, tmp_path, form):
     assert found[0].keys() == found[1].keys() != set()
     for name, grad in found[0].items():
         torch.testing.assert_close(found[1][name], grad, atol=1e-6, rtol=1e-4)
+
+
+def logged(folder: Path) -> dict[str, list[float]]:
+    """The scalars in TensorBoard's event files: records of a length, a checksum, the event and its checksum."""
+    import struct
+
+    from tensorboardX.proto.event_pb2 import Event
+
+    found: dict[str, list[float]] = {}
+    for file in folder.rglob("*tfevents*"):
+        rest = file.read_bytes()
+        while rest:
+            (size,) = struct.unpack("<Q", rest[:8])
+            for value in Event.FromString(rest[12 : 12 + size]).summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault(value.tag, []).append(value.simple_value)
+            rest = rest[16 + size :]
+    return found
+
+
+def test_metrics_go_to_a_tracker_and_one_that_is_missing_is_named(world, tmp_path, monkeypatch):
+    made = settings(world, tmp_path / "run", steps=2, rows=1, trackers=["tensorboard"])
+    assert run(made).train()
+    found = logged(tmp_path / "run")
+    assert found["step/loss"] == pytest.approx(loss_of_steps(tmp_path / "run"), rel=1e-5)
+    assert len(found["eval/tpf"]) == 2
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(config.ConfigError, match="trackers: wandb is not installed"):
+        run(settings(world, tmp_path / "other", trackers=["wandb"]))

@@ -20,6 +20,7 @@ def accelerator(config: Config) -> Any:
 
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":  # before it takes hold of anything
         refuse("DEEPSPEED")
+    _check_trackers(config)
     mixed = "bf16" if config.dtype == "bfloat16" else "no"
     plugin = _plugin(config) if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else None
     made = Accelerator(
@@ -33,6 +34,17 @@ def accelerator(config: Config) -> Any:
         _shard_on_cpu(made, plugin)
     refuse(made.distributed_type.value)
     return made
+
+
+def _check_trackers(config: Config) -> None:
+    """ConfigError for a tracker whose package is missing: accelerate would leave it out and say nothing."""
+    from accelerate.tracking import get_available_trackers
+
+    packages = {"tensorboard": "tensorboardX (or tensorboard)", "wandb": "wandb"}
+    there = {str(name) for name in get_available_trackers()}
+    for name in config.trackers:
+        if name not in there:
+            raise ConfigError(f"trackers: {name} is not installed. Fix: pip install {packages[name]}, or leave it out")
 
 
 def _plugin(config: Config) -> Any:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vllm_idlm.data.model import tokenizer_if_any
 from vllm_idlm.training.config import Config
 
 RECORD = "isd.json"
@@ -59,13 +60,13 @@ def save(
         model.save_pretrained(folder, state_dict=_adapter(model, weights), save_embedding_layers=False)
         _name_base(folder / "adapter_config.json", content["base"])
     else:
-        from transformers import AutoTokenizer
-
         model.config.mask_token_id = content["mask_token_id"]
         dtype = getattr(torch, content["config"]["dtype"])
         model.config.dtype = dtype
         model.save_pretrained(folder, state_dict={k: v.detach().to(dtype) for k, v in weights.items()})
-        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(folder)
+        tokenizer = tokenizer_if_any(Path(tokenizer_from))  # a model of token ids alone has none
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
