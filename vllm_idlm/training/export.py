@@ -53,7 +53,7 @@ def save(
 ) -> None:
     """Write the adapter or the whole checkpoint in bfloat16 (the model's dtype if full), and isd.json.
 
-    weights: the model's state dict, with whole tensors.
+    weights: those that the run changed, by name, tied ones once, whole tensors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if content["form"] == "gated":

@@ -221,7 +221,7 @@ class Run:
         found = {"mask_tokens_trained": self.mask_tokens, "seconds": round(self.seconds), "held_out": self.evaluate()}
         content = export.record(self.config, self.model, self.base, self.step, found)
         main = self.accelerator.is_main_process
-        weights = self.model.state_dict()
+        weights = checkpoint.learnt(self.model)
         weights = sharded.whole(weights, main) if self.sharded else weights
         if main:
             export.save(self.model, weights, target, content, self.base.folder)

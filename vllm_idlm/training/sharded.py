@@ -54,12 +54,12 @@ def read(folder: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> d
     return torch.load(folder / _REST, map_location="cpu", weights_only=True)
 
 
-def whole(state: dict[str, torch.Tensor], main: bool) -> dict[str, torch.Tensor]:
-    """The whole tensors of a state dict, on the CPU, one after another; the main process alone keeps them."""
+def whole(weights: dict[str, torch.Tensor], main: bool) -> dict[str, torch.Tensor]:
+    """The whole tensors of weights, on the CPU, one after another; the main process alone keeps them."""
     from torch.distributed.tensor import DTensor
 
     kept = {}
-    for name, part in state.items():
+    for name, part in weights.items():
         tensor = part.full_tensor() if isinstance(part, DTensor) else part
         if main:
             kept[name] = tensor.detach().cpu()
