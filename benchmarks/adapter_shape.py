@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from vllm_idlm.cli.train import _file as config_file
+from vllm_idlm.cli.train import config_file
 from vllm_idlm.data import samples as reader
 from vllm_idlm.training import acceptance, config, start
 from vllm_idlm.training.export import RECORD
