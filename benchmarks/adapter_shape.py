@@ -78,6 +78,18 @@ def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as Markdown: size, alpha by position at temperature 1, forecast of TPF."""
+    lines = ["| shape | MB | alpha 1 / 2 / 3 | TPF, temperature 1 | TPF, greedy |", "| --- | --- | --- | --- | --- |"]
+    for one in rows:
+        greedy, drawn = one["held_out"]["0"], one["held_out"]["1"]
+        alpha = " / ".join(f"{value:.3f}" for value in drawn["alpha"])
+        lines.append(
+            f"| {one['shape']} | {one['megabytes']:.1f} | {alpha} | {drawn['tpf']:.3f} | {greedy['tpf']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help="folders (with held-out samples) and files, as `idlm data` writes them")
@@ -94,7 +106,7 @@ def main() -> None:
         tpf = {t: round(found["tpf"], 3) for t, found in rows[-1]["held_out"].items()}
         print({**{k: v for k, v in rows[-1].items() if k != "held_out"}, "tpf": tpf}, flush=True)
         path = common.save(args.name, {"recipe": args.config, "n": settings(name, args).stride, "rows": rows})
-    print(path)
+    print(path, table(rows), sep="\n")
 
 
 if __name__ == "__main__":
