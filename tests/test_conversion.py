@@ -234,27 +234,30 @@ def test_gradient_checkpointing_gives_the_same_gradients(world, tmp_path, form):
         torch.testing.assert_close(found[1][name], grad, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_rows(world, tmp_path):
-    """Data parallel over two CPU processes, by the command line: as much is learnt as on one device."""
-    import os
-    import subprocess
-    import sys
+def logged(folder: Path) -> dict[str, list[float]]:
+    """The scalars in TensorBoard's event files: records of a length, a checksum, the event and its checksum."""
+    import struct
 
-    import yaml
+    from tensorboardX.proto.event_pb2 import Event
 
-    made = settings(world, tmp_path / "two", rows=4, steps=60)
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(json.loads(made.model_dump_json())))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "vllm_idlm.cli", "train"]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*launch, str(tmp_path / "two.yaml")], env=env, capture_output=True, text=True, check=False, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    one = run(settings(world, tmp_path / "one", rows=8, steps=60))
-    assert one.train()
-    one.export()
-    records = [json.loads((tmp_path / name / "final" / export.RECORD).read_text()) for name in ("two", "one")]
-    two_alpha, one_alpha = (record["held_out"]["alpha"][0] for record in records)
-    assert one_alpha > 0.5
-    assert abs(two_alpha - one_alpha) < 0.03
+    found: dict[str, list[float]] = {}
+    for file in folder.rglob("*tfevents*"):
+        rest = file.read_bytes()
+        while rest:
+            (size,) = struct.unpack("<Q", rest[:8])
+            for value in Event.FromString(rest[12 : 12 + size]).summary.value:
+                if value.HasField("simple_value"):
+                    found.setdefault(value.tag, []).append(value.simple_value)
+            rest = rest[16 + size :]
+    return found
+
+
+def test_metrics_go_to_a_tracker_and_one_that_is_missing_is_named(world, tmp_path, monkeypatch):
+    made = settings(world, tmp_path / "run", steps=2, rows=1, trackers=["tensorboard"])
+    assert run(made).train()
+    found = logged(tmp_path / "run")
+    assert found["step/loss"] == pytest.approx(loss_of_steps(tmp_path / "run"), rel=1e-5)
+    assert len(found["eval/tpf"]) == 2
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: ["tensorboard"])
+    with pytest.raises(config.ConfigError, match="trackers: wandb is not installed"):
+        run(settings(world, tmp_path / "other", trackers=["wandb"]))

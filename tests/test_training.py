@@ -134,6 +134,36 @@ def test_widened_batch_gives_the_same_mask_rows():
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["gated", "full"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_flex_attention_gives_the_rows_of_the_segments(family, form, compiled, monkeypatch):
+    """What a GPU runs, padded as there, on a CPU: FlexAttention has a forward here (no backward)."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    model = tiny(family)
+    model = with_adapter(model) if form == "gated" else model
+    batch = lay_out([samples(2), samples(4, seed=4)], 3, 2, random.Random(0))
+    wide = forward.to_blocks(batch, 40)
+    assert (wide.tokens.shape[1], wide.start.shape[1]) == (128, 512)
+
+    def hidden(of):
+        if form == "full":
+            return forward.both(model, of, MASK)
+        before = forward.clean(model, of)
+        return before.hidden, forward.masks(model, of, before, MASK)
+
+    with torch.no_grad():
+        want_clean, want_masks = hidden(batch)
+        monkeypatch.setattr(forward, "who_sees_whom", forward.block_mask)
+        if not compiled:
+            monkeypatch.setitem(forward._compiled, "flex", flex_attention)
+        got_clean, got_masks = hidden(wide)
+    torch.testing.assert_close(got_masks[wide.real], want_masks[batch.real], atol=1e-5, rtol=0)
+    own = batch.sample >= 0
+    torch.testing.assert_close(got_clean[wide.sample >= 0], want_clean[own], atol=1e-5, rtol=0)
+
+
 def test_gated_adapter_leaves_clean_logits_bit_identical():
     model = tiny("llama")
     batch = lay_out([samples(3)], 3, 1, random.Random(0))

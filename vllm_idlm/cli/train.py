@@ -17,13 +17,13 @@ def train(
 ) -> None:
     """Train a draft adapter (or a whole model) to fill mask slots; run again after an interruption to go on.
 
-    On several devices: accelerate launch -m vllm_idlm.cli train CONFIG ..
+    On several devices: accelerate launch --config_file FILE -m vllm_idlm.cli train CONFIG ..
     """
     from vllm_idlm.data.errors import DataError
     from vllm_idlm.training import config as configs
 
     try:
-        settings = configs.load(_file(config), overrides or ())
+        settings = configs.load(config_file(config), overrides or ())
         _run(settings)
     except (configs.ConfigError, DataError, ValueError) as error:
         fail(str(error), 2)
@@ -32,7 +32,7 @@ def train(
         raise typer.Exit(130) from None
 
 
-def _file(name: str) -> Path:
+def config_file(name: str) -> Path:
     """A configuration by path or by its name in the package."""
     from importlib.resources import files
 

@@ -1,9 +1,13 @@
-"""Checkpoints of a run: one file a checkpoint, whole or not there; and whether a run may go on from one."""
+"""Checkpoints of a run, whole or not there, and whether a run may go on from one.
+
+A checkpoint is one file; of a model shared out over devices (`sharded`) it is a folder.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,10 +23,10 @@ _FREE = {"stop_minutes", "save_every", "eval_every", "trackers", "out", "data", 
 
 def files(out: Path) -> list[Path]:
     """The checkpoints in a run's folder, oldest first."""
-    return sorted(out.glob("state-*.pt"))
+    return sorted(out.glob("state-*"))
 
 
-def identity(config: Config, base_fingerprint: str, train: Sequence[Sample], world: int) -> dict[str, Any]:
+def identity(config: Config, base_fingerprint: str, train: Sequence[Sample], world: int | str) -> dict[str, Any]:
     """What has to stay the same for a resumed run to be the uninterrupted one: settings, base, samples, devices."""
     digest = hashlib.sha256()
     for sample in train:
@@ -44,14 +48,26 @@ def check(out: Path, now: dict[str, Any]) -> None:
 
 def save(out: Path, step: int, state: dict[str, Any], belongs_to: dict[str, Any]) -> Path:
     """Write `state` as the checkpoint of `step`; earlier ones go."""
-    target = out / f"state-{step:07d}.pt"
-    scratch = out / f".{target.name}"
-    (out / RUN).write_text(json.dumps(belongs_to, indent=1), encoding="utf-8")
+    scratch = scratch_of(out, step, ".pt")
     torch.save(state, scratch)
+    return take(scratch, belongs_to)
+
+
+def scratch_of(out: Path, step: int, suffix: str = "") -> Path:
+    """Where the checkpoint of `step` is written before it is whole."""
+    return out / f".state-{step:07d}{suffix}"
+
+
+def take(scratch: Path, belongs_to: dict[str, Any]) -> Path:
+    """A whole checkpoint to its place; earlier ones go."""
+    target = scratch.with_name(scratch.name.removeprefix("."))
+    (scratch.parent / RUN).write_text(json.dumps(belongs_to, indent=1), encoding="utf-8")
+    if target.is_dir():
+        shutil.rmtree(target)
     scratch.rename(target)
-    for old in files(out):
+    for old in files(target.parent):
         if old != target:
-            old.unlink()
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
     return target
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vllm_idlm.data.model import tokenizer_if_any
 from vllm_idlm.training.config import Config
 
 RECORD = "isd.json"
@@ -47,27 +48,32 @@ def _public(config: Config) -> dict[str, Any]:
     return content
 
 
-def save(model: Any, folder: Path, content: dict[str, Any], tokenizer_from: str) -> None:
-    """Write the adapter or the whole checkpoint in bfloat16 (the model's dtype if full), and isd.json."""
+def save(
+    model: Any, weights: dict[str, torch.Tensor], folder: Path, content: dict[str, Any], tokenizer_from: str
+) -> None:
+    """Write the adapter or the whole checkpoint in bfloat16 (the model's dtype if full), and isd.json.
+
+    weights: those that the run changed, by name, tied ones once, whole tensors.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if content["form"] == "gated":
-        model.save_pretrained(folder, state_dict=_adapter(model), save_embedding_layers=False)
+        model.save_pretrained(folder, state_dict=_adapter(model, weights), save_embedding_layers=False)
         _name_base(folder / "adapter_config.json", content["base"])
     else:
-        from transformers import AutoTokenizer
-
         model.config.mask_token_id = content["mask_token_id"]
         dtype = getattr(torch, content["config"]["dtype"])
         model.config.dtype = dtype
-        model.save_pretrained(folder, state_dict={k: v.detach().to(dtype) for k, v in model.state_dict().items()})
-        AutoTokenizer.from_pretrained(tokenizer_from).save_pretrained(folder)
+        model.save_pretrained(folder, state_dict={k: v.detach().to(dtype) for k, v in weights.items()})
+        tokenizer = tokenizer_if_any(Path(tokenizer_from))  # a model of token ids alone has none
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
     (folder / RECORD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _adapter(model: Any) -> dict[str, torch.Tensor]:
+def _adapter(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     from peft import get_peft_model_state_dict
 
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = get_peft_model_state_dict(model, weights, save_embedding_layers=False)
     return {name: tensor.detach().to(torch.bfloat16).contiguous() for name, tensor in tensors.items()}
 
 

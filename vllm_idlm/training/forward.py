@@ -141,16 +141,21 @@ def check_family(config: Any) -> None:
 
 def padded(batch: Batch, length: int) -> Batch:
     """The batch as FlexAttention wants it on a GPU: `length` clean places, masks in a multiple of 512; few shapes."""
-    if batch.tokens.device.type != "cuda":
-        return batch
-    masks = batch.start.shape[1]
-    return batch.widened(-(-length // 128) * 128, -(-masks // 512) * 512)
+    return to_blocks(batch, length) if batch.tokens.device.type == "cuda" else batch
+
+
+def to_blocks(batch: Batch, length: int) -> Batch:
+    """`padded`, on any device."""
+    return batch.widened(-(-length // 128) * 128, -(-batch.start.shape[1] // 512) * 512)
 
 
 def who_sees_whom(batch: Batch, clean: bool, masks: bool) -> Any:
     """FlexAttention's block mask on a GPU, elsewhere a list of segments with dense masks."""
-    if batch.tokens.device.type != "cuda":
-        return segments(batch, clean, masks)
+    return (block_mask if batch.tokens.device.type == "cuda" else segments)(batch, clean, masks)
+
+
+def block_mask(batch: Batch, clean: bool, masks: bool) -> Any:
+    """FlexAttention's block mask: clean queries (if `clean`), then mask queries (if `masks`), over keys likewise."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     rows, length = batch.tokens.shape

@@ -9,7 +9,7 @@ the clean place s+j is the anchor p of the block's mask j. Source: arXiv 2604.11
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -146,9 +146,12 @@ def pack(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
     return rows
 
 
-def lay_out(rows: Iterable[Sequence[Sample]], block: int, tilings: int, rng: random.Random) -> Batch:
-    """The batch of the given rows of samples, with random blocks of `block` masks."""
-    made = [_lay_row(row, block, tilings, rng) for row in rows]
+def lay_out(
+    rows: Sequence[Sequence[Sample]], block: int, tilings: int, rng: random.Random | Sequence[random.Random]
+) -> Batch:
+    """The batch of the given rows of samples, with random blocks of `block` masks; rng: for all rows, or one a row."""
+    dice = [rng] * len(rows) if isinstance(rng, random.Random) else rng
+    made = [_lay_row(row, block, tilings, one) for row, one in zip(rows, dice, strict=True)]
     padding = {"tokens": 0, "positions": 0, "sample": PADDING}
     columns = {name: _padded([row[name] for row in made], value) for name, value in padding.items()}
     start = _padded([row["start"] for row in made], None)

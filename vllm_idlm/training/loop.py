@@ -6,7 +6,6 @@ optimizer and schedule: an interrupted run goes on as if it had not been interru
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import torch
 
-from vllm_idlm.training import acceptance, card, checkpoint, export, forward
+from vllm_idlm.training import acceptance, card, checkpoint, devices, export, forward, sharded
 from vllm_idlm.training.config import Config, ConfigError
 from vllm_idlm.training.layout import Sample
 from vllm_idlm.training.objective import Objective, Sums
@@ -50,15 +49,13 @@ class Run:
         held: Sequence[Sample],
         report: Callable[[str, dict[str, Any]], None] = lambda event, values: None,
     ) -> None:
-        from accelerate import Accelerator
         from accelerate.utils import set_seed
 
         set_seed(config.seed)
         self.config, self.base, self.report = config, base, report
         self.out = Path(config.out)
-        mixed = "bf16" if config.dtype == "bfloat16" else "no"
-        self.accelerator = Accelerator(mixed_precision=mixed, log_with=config.trackers or None, project_dir=config.out)
-        check_devices(self.accelerator)
+        self.accelerator = devices.accelerator(config)
+        self.sharded = self.accelerator.is_fsdp2
         self.model = build(config, base)
         self.held = list(held)[: config.eval_samples]
         self.step, self.mask_tokens, self.seconds = 0, 0, 0.0
@@ -71,10 +68,12 @@ class Run:
         optimizer = torch.optim.AdamW(weights, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         # A step of ours is a step of the schedule, on any number of devices: accelerate would count it once a device.
         self.schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
-        objective = Objective(self.model, config, self.base.mask_token_id)
+        objective = Objective(self.model, config, self.base.mask_token_id, lambda value: acc.reduce(value, "mean"))
+        objective._no_split_modules = self.model._no_split_modules  # by layer, where the model is shared out
         self.objective, self.optimizer = acc.prepare(objective, optimizer)
         self.stream = Stream(train, config, acc.process_index, acc.num_processes)
-        self.identity = checkpoint.identity(config, self.base.fingerprint, train, acc.num_processes)
+        world = f"{acc.num_processes} (FSDP)" if self.sharded else acc.num_processes
+        self.identity = checkpoint.identity(config, self.base.fingerprint, train, world)
         if config.trackers:
             acc.init_trackers("vllm-idlm", _scalars(config.model_dump(mode="json")))
 
@@ -91,14 +90,19 @@ class Run:
 
     def save(self) -> None:
         """A checkpoint of this step; earlier ones go."""
-        if self.accelerator.is_main_process:
-            state = {
-                "weights": checkpoint.learnt(self.model),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "counts": {"step": self.step, "mask_tokens": self.mask_tokens, "seconds": self.seconds},
-            }
+        rest = {
+            "schedule": self.schedule.state_dict(),
+            "counts": {"step": self.step, "mask_tokens": self.mask_tokens, "seconds": self.seconds},
+        }
+        main, path = self.accelerator.is_main_process, None
+        if self.sharded:
+            scratch = checkpoint.scratch_of(self.out, self.step)
+            sharded.write(scratch, self.objective, self.optimizer.optimizer, rest, main)
+            path = checkpoint.take(scratch, self.identity) if main else None
+        elif main:
+            state = {"weights": checkpoint.learnt(self.model), "optimizer": self.optimizer.state_dict(), **rest}
             path = checkpoint.save(self.out, self.step, state, self.identity)
+        if main:
             self.report("saved", {"step": self.step, "path": str(path)})
         self.accelerator.wait_for_everyone()
 
@@ -108,9 +112,12 @@ class Run:
         if not found:
             return False
         checkpoint.check(self.out, self.identity)
-        state = torch.load(found[-1], map_location="cpu", weights_only=True)
-        checkpoint.put_back(self.model, state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sharded:
+            state = sharded.read(found[-1], self.objective, self.optimizer.optimizer)
+        else:
+            state = torch.load(found[-1], map_location="cpu", weights_only=True)
+            checkpoint.put_back(self.model, state["weights"])
+            self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.step, self.mask_tokens, self.seconds = (state["counts"][k] for k in ("step", "mask_tokens", "seconds"))
         return True
@@ -159,7 +166,7 @@ class Run:
         self.objective.train()
         for i, batch in enumerate(batches):
             last = i == len(batches) - 1
-            with acc.autocast(), _synchronised(acc, self.objective, last):
+            with acc.autocast(), devices.synchronised(acc, self.objective, last):
                 part = self.objective(forward.padded(batch.to(acc.device), self.config.row_tokens)) / len(batches)
                 acc.backward(part)
             loss += float(part.detach())
@@ -171,14 +178,15 @@ class Run:
         self.schedule.step()
         self.optimizer.zero_grad()
         self.step += 1
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        loss = float(acc.reduce(torch.tensor(loss, device=acc.device), "mean"))
         self._count(measured, {"loss": loss, "norm": float(norm), "lr": rate}, began)
 
     def _count(self, measured: Sums, values: dict[str, float], began: float) -> None:
-        means = measured.means()
-        trained = torch.tensor(means["mask_tokens"], device=self.accelerator.device)
-        trained = int(self.accelerator.reduce(trained, "sum"))
-        self.mask_tokens += trained
-        self._note("step", {**means, **values, "speed": trained / (time.monotonic() - began)})
+        acc = self.accelerator
+        means = measured.over(lambda sums: acc.reduce(sums.to(acc.device), "sum").cpu()).means()
+        self.mask_tokens += means["mask_tokens"]
+        self._note("step", {**means, **values, "speed": means["mask_tokens"] / (time.monotonic() - began)})
 
     @torch.no_grad()
     def evaluate(self) -> dict[str, Any]:
@@ -186,9 +194,12 @@ class Run:
         if not self.held or self.figures[0] == self.step:
             return self.figures[1]
         self.objective.eval()
-        masks = self.config.stride - 1
+        masks, mask = self.config.stride - 1, self.base.mask_token_id
         with self.accelerator.autocast():
-            measured = list(acceptance.rates(self.model, self.held, masks, self.base.mask_token_id, (1.0,)))
+            found = self.accelerator.unwrap_model(self.objective)
+            measured = found(lambda model: list(acceptance.rates(model, self.held, masks, mask, (1.0,))))
+        if self.sharded:
+            self.objective.reshard()  # torch does it behind a backward only
         chain = acceptance.forecast(measured, 1.0, masks)
         self.figures = (self.step, {"alpha": acceptance.overlaps(measured, 1.0, masks), **chain.table()})
         self._note("eval", self.figures[1])
@@ -209,30 +220,18 @@ class Run:
         target = folder or self.out / "final"
         found = {"mask_tokens_trained": self.mask_tokens, "seconds": round(self.seconds), "held_out": self.evaluate()}
         content = export.record(self.config, self.model, self.base, self.step, found)
-        if self.accelerator.is_main_process:
-            export.save(self.model, target, content, self.base.folder)
+        main = self.accelerator.is_main_process
+        weights = checkpoint.learnt(self.model)
+        weights = sharded.whole(weights, main) if self.sharded else weights
+        if main:
+            export.save(self.model, weights, target, content, self.base.folder)
             card.write(target, content, self.out / METRICS)
         return target
-
-
-def check_devices(accelerator: Any) -> None:
-    """ConfigError for ways of sharing a model out over devices that the loop was not written for."""
-    kind = accelerator.distributed_type.value
-    if kind != "NO" and not kind.startswith("MULTI_"):
-        raise ConfigError(
-            f"accelerate is set up for {kind}; allowed are one device and data parallelism (MULTI_GPU, MULTI_CPU). "
-            "Fix: accelerate config, or accelerate launch --multi_gpu"
-        )
 
 
 def _scalars(values: dict[str, Any]) -> dict[str, Any]:
     """As trackers take them."""
     return {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in values.items()}
-
-
-def _synchronised(accelerator: Any, module: Any, last: bool):
-    """Gradients are exchanged between devices in a step's last backward only."""
-    return contextlib.nullcontext() if last else accelerator.no_sync(module)
 
 
 def build(config: Config, base: Base) -> Any:

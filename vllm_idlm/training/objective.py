@@ -6,6 +6,7 @@ Full form: CE_masked + s CE_clean with s fixed or the detached ratio of the two 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,14 @@ class Sums:
         joined = {k: self.losses.get(k, 0.0) + other.losses.get(k, 0.0) for k in names}
         return Sums(self.rows + other.rows, self.overlap + other.overlap, self.greedy + other.greedy, joined)
 
+    def over(self, add: Callable[[torch.Tensor], torch.Tensor]) -> Sums:
+        """The sums over devices; `add` sums a tensor over them."""
+        names, depths = sorted(self.losses), len(self.rows)
+        totals = torch.tensor([self.losses[name] for name in names], dtype=torch.float64)
+        flat = add(torch.cat([self.rows, self.overlap, self.greedy, totals]))
+        *columns, totals = flat.split([depths] * 3 + [len(names)])
+        return Sums(*columns, dict(zip(names, totals.tolist(), strict=True)))
+
     def means(self) -> dict[str, Any]:
         """Mask rows, and the mean of each loss, of overlap (alpha) and of greedy agreement, the latter by depth too."""
         rows, total = self.rows.clamp(min=1), max(1.0, float(self.rows.sum()))
@@ -55,18 +64,33 @@ def sums(measured: losses.Measured, depth: torch.Tensor, depths: int) -> Sums:
 
 
 class Objective(nn.Module):
-    """The loss of a batch; `last` holds what was measured on the way."""
+    """The loss of a batch; `last` holds what was measured on the way.
 
-    def __init__(self, model: nn.Module, config: Config, mask_token_id: int) -> None:
+    mean: the mean of a tensor over the devices, so that their gradients' mean is the whole batch's gradient.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: Config,
+        mask_token_id: int,
+        mean: Callable[[torch.Tensor], torch.Tensor] = lambda value: value,
+    ) -> None:
         super().__init__()
+        self.mean = mean
         self.model = model
         self.config = config
         self.mask_token_id = mask_token_id
         self.last: Sums | None = None
 
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """A scalar with gradient, float32."""
-        return self._gated(batch) if self.config.form == "gated" else self._full(batch)
+    def forward(self, work: Batch | Callable[[nn.Module], Any]) -> Any:
+        """A scalar with gradient, float32; or, of a function, what it gives for the model.
+
+        Whatever runs the model runs in here: weights that are shared out over devices are whole in a forward only.
+        """
+        if not isinstance(work, Batch):
+            return work(self.model)
+        return self._gated(work) if self.config.form == "gated" else self._full(work)
 
     def _gated(self, batch: Batch) -> torch.Tensor:
         real, weight = batch.real, forward.head(self.model)
@@ -84,17 +108,20 @@ class Objective(nn.Module):
         of_masks = self._mask_loss(masked[real], weight, target, batch.depth[real])
         tokens = batch.clean_targets()
         learnt = tokens >= 0
-        equal = torch.full((int(learnt.sum()),), 1.0 / max(1, int(learnt.sum())), device=tokens.device)
+        count = self.mean(learnt.sum().float()).clamp(min=1)
+        equal = (1 / count).expand(int(learnt.sum()))
         of_clean, _ = losses.fused(clean[learnt], weight, losses.Target(tokens[learnt], None, None), equal, {"ce": 1.0})
         share = self.config.clean_weight
-        return of_masks + (of_masks.detach() / of_clean.detach() if share == "auto" else share) * of_clean
+        if share == "auto":
+            share = self.mean(of_masks.detach()) / self.mean(of_clean.detach())
+        return of_masks + share * of_clean
 
     def _mask_loss(self, hidden, weight, target: losses.Target, depth: torch.Tensor) -> torch.Tensor:
         given = self.config.depth_weights
         depths = self.config.stride - 1
         by_depth = torch.tensor([given[min(i, len(given) - 1)] for i in range(depths)], device=depth.device)
         row_weights = by_depth[depth]
-        row_weights = row_weights / row_weights.sum().clamp(min=1e-9)
+        row_weights = row_weights / self.mean(row_weights.sum()).clamp(min=1e-9)
         loss, measured = losses.fused(hidden, weight, target, row_weights, self.config.loss)
         self.last = sums(measured, depth, depths)
         return loss

@@ -34,10 +34,11 @@ class Stream:
         for step in range(config.steps):
             taken = [[next(rows) for _ in range(each)] for _ in range(config.accumulate)]
             if step >= first:
-                mine = slice(self.rank * config.rows, (self.rank + 1) * config.rows)
-                yield [self._batch(step, i, group[mine]) for i, group in enumerate(taken)]
+                mine = range(self.rank * config.rows, (self.rank + 1) * config.rows)
+                yield [self._batch(step, i, group, mine) for i, group in enumerate(taken)]
 
-    def _batch(self, step: int, forward: int, rows: list[list[Sample]]) -> Batch:
+    def _batch(self, step: int, forward: int, rows: list[list[Sample]], mine: range) -> Batch:
         block = self.config.stride_at(step) - 1
-        rng = random.Random(f"{self.config.seed}-blocks-{step}-{forward}-{self.rank}")
-        return lay_out(rows, block, min(self.config.tilings, block), rng)
+        # one generator a row of the whole batch: the blocks are the same on any number of devices
+        dice = [random.Random(f"{self.config.seed}-blocks-{step}-{forward}-{row}") for row in mine]
+        return lay_out([rows[row] for row in mine], block, min(self.config.tilings, block), dice)
