@@ -41,7 +41,7 @@ def of(method: Method, rounds: Sequence[dict[str, Any]]) -> list[Check]:
     found = [
         Check("tokens in the answers = vLLM's counter", tokens, vllm["tokens"], tokens == vllm["tokens"]),
         Check("forwards seen = vLLM's counter", count, vllm["forwards"], count == vllm["forwards"]),
-        _sum(tokens - first, vllm, isd, most=len(answers) * len(vllm["accepted_by_place"])),
+        _sum(tokens - first, vllm, isd, most=len(answers) * figures.places(vllm, isd)),
     ]
     if isd:
         kinds = isd["accepted_all"] + isd["rejected"] + isd["cold"]

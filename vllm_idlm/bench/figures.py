@@ -56,6 +56,7 @@ def forwards(rounds: Sequence[Round]) -> dict[str, Any]:
     rows = _rows(count, vllm, isd)
     verify = vllm["verify_forwards"]
     judged, drafted = _judged(vllm, isd)
+    by_place = vllm["accepted_by_place"][: places(vllm, isd)]
     kinds = {"verify": verify, "cold": count - verify}
     if isd:
         kinds |= {name: isd[name] for name in ("accepted_all", "rejected")}
@@ -66,8 +67,8 @@ def forwards(rounds: Sequence[Round]) -> dict[str, Any]:
         "rows": rows,
         "efficiency": tpf**2 / rows if tpf else None,
         "accepted_length": 1 + vllm["accepted"] / verify if verify else None,
-        "acceptance": [n / verify for n in vllm["accepted_by_place"]] if verify else [],
-        "given_before": [a / d if d else None for a, d in zip(vllm["accepted_by_place"], drafted, strict=False)],
+        "acceptance": [n / verify for n in by_place] if verify else [],
+        "given_before": [a / d if d else None for a, d in zip(by_place, drafted, strict=False)],
         "alpha": vllm["accepted"] / judged if judged else None,
     }
 
@@ -78,6 +79,11 @@ def _rows(count: int, vllm: Round, isd: Round) -> float:
         done = isd["accepted_all"] + isd["rejected"] + isd["cold"]
         return isd["rows"] / done if done else 1.0
     return 1 + vllm["drafts"] / count if count else 1.0
+
+
+def places(vllm: Round, isd: Round) -> int:
+    """Drafts a forward has at the most; to vLLM the mask slots of ISD are places too."""
+    return len(isd["drafted_per_position"]) if isd else len(vllm["accepted_by_place"])
 
 
 def _judged(vllm: Round, isd: Round) -> tuple[int, list[int]]:

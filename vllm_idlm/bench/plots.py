@@ -27,6 +27,8 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
         )
         for axis, temperature in zip(axes[0], heats, strict=True):
             picture(axis, _at(report, temperature), _styles(report))
+            if axis is not axes[0][0]:
+                axis.set_ylabel("")
             axis.set_title("greedy" if temperature == 0 else f"temperature {temperature:g}")
             axis.grid(alpha=0.25)
         handles = {label: h for axis in axes[0] for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -69,7 +71,7 @@ def _throughput(axis: Any, rows: list[dict[str, Any]], styles: dict[str, Any]) -
         axis.annotate(f"{row['concurrency']} at a time", place, xytext=(6, 5), textcoords="offset points", fontsize=8)
     axis.margins(x=0.15)
     axis.set(xlabel="tokens/s of one request", ylabel="tokens/s of all requests", yscale="log")
-    _plain_numbers(axis.yaxis, [row["tokens_per_s"]["median"] for row in first])
+    _plain_numbers(axis.yaxis)
 
 
 def _speedup(axis: Any, rows: list[dict[str, Any]], styles: dict[str, Any]) -> None:
@@ -113,20 +115,21 @@ def _balance(axis: Any, rows: list[dict[str, Any]], styles: dict[str, Any]) -> N
         for row, *place in zip(line, x, y, strict=True):
             if place != [1, 1]:
                 axis.annotate(str(row["concurrency"]), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
-    most = max([row["OH"]["median"] for row in shown], default=1.0)
-    high = max([row["TPF"] for row in shown], default=1.0)
-    axis.plot([0.8, most * 1.15], [0.8, most * 1.15], color="grey", linewidth=0.8, linestyle="--")
+    most = max([row["OH"]["median"] for row in shown] + [1.5])
+    high = max([row["TPF"] for row in shown] + [1.5])
+    even = [0.8 + 0.01 * i for i in range(int(100 * most * 1.2))]
+    axis.plot(even, even, color="grey", linewidth=0.8, linestyle="--")
     axis.set(xlabel="OH: time of a forward over plain's", ylabel="TPF: tokens a forward", xscale="log")
     axis.set(xlim=(0.8, most * 1.15), ylim=(0.9, high * 1.1))
-    _plain_numbers(axis.xaxis, [1, 1.5, 2, 3, 5, 8])
+    _plain_numbers(axis.xaxis)
     axis.text(0.03, 0.97, "faster", transform=axis.transAxes, va="top", color="grey")
     axis.text(0.97, 0.03, "slower", transform=axis.transAxes, ha="right", color="grey")
 
 
-def _plain_numbers(axis: Any, ticks: list[float]) -> None:
-    """Ticks of a logarithmic axis as plain numbers."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+def _plain_numbers(axis: Any) -> None:
+    """Ticks of a logarithmic axis as plain numbers, three a decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))

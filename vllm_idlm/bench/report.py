@@ -97,7 +97,9 @@ def _spread(value: dict[str, float] | None, form: str, whole: bool = True) -> st
     if value is None:
         return "-"
     middle = format(value["median"], form)
-    return f"{middle} ({value['min']:{form}}..{value['max']:{form}})" if whole else middle
+    return (
+        f"{middle} ({value['min']:{form}}..{value['max']:{form}})" if whole and value["min"] < value["max"] else middle
+    )
 
 
 def _pair(value: dict[str, float] | None, form: str, whole: bool = True) -> str:
