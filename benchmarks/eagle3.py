@@ -2,7 +2,7 @@
 
     pip install --no-deps speculators hs-connectors loguru pydantic-settings
     pip install --no-deps datasets pyarrow dill multiprocess xxhash pandas
-    python -m benchmarks.eagle3 data/chat --out runs/eagle3-smollm2 [--tokens 320000]
+    python -m benchmarks.eagle3 data/chat --out runs/eagle3-smollm2 [--tokens 320000]    # again: goes on
 
 The head, its training forward over three drafts (training-time test) and its loss are the library's; its own trainer
 wants hidden states from a vLLM server, so here the verifier runs beside the head in transformers. Budget: our adapter
@@ -80,18 +80,18 @@ class Verifier:
         return states, self.last, places
 
 
-def inputs(verifier: Verifier, row: tuple[list[int], list[int], list[int]], dtype: torch.dtype) -> dict[str, Any]:
+def inputs(verifier: Verifier, row: tuple[list[int], list[int], list[int]]) -> dict[str, Any]:
     """A packed row as the library's forward takes it: token i + 1 beside the hidden state of token i."""
     ids, answers, numbers = row
     states, last, places = verifier.read(ids, numbers)
     same = torch.tensor(numbers[1:]) == torch.tensor(numbers[:-1])
     return {
-        "hidden_states": states[:, :-1].to(dtype),
+        "hidden_states": states[:, :-1].float(),
         "input_ids": torch.tensor([ids[1:]]),
         "document_ids": torch.tensor([numbers[1:]]),
         "loss_mask": (torch.tensor([answers[1:]]).bool() & same),
         "position_ids": torch.tensor([places[1:]]),
-        "verifier_last_hidden_states": last[:, 1:].to(dtype),
+        "verifier_last_hidden_states": last[:, 1:].float(),
     }
 
 
@@ -115,13 +115,56 @@ def rate(done: float, warmup: float = 0.03, least: float = 0.03) -> float:
 
 
 def accuracy(metrics: dict[str, Any]) -> list[float]:
-    """Share of positions where the head's most probable token is the verifier's, by draft."""
+    """Share of positions where this draft and those before it are the verifier's most probable tokens, by draft."""
     pairs = [(metrics[f"full_acc_{i}_sum"], metrics[f"full_acc_{i}_total"]) for i in range(DRAFTS)]
     return [round(float(part / whole), 4) for part, whole in pairs]
 
 
+class Run:
+    """A training run that goes on from its last checkpoint: OUT/checkpoint.pt, removed when it is over."""
+
+    def __init__(self, args: argparse.Namespace, head: Any) -> None:
+        self.args, self.head, self.file = args, head, args.out / "checkpoint.pt"
+        self.weights = {name: p for name, p in head.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(self.weights.values(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+        self.state: dict[str, Any] = {"seen": 0, "step": 0, "seconds": 0.0, "curve": []}
+        args.out.mkdir(parents=True, exist_ok=True)
+        if self.file.is_file():
+            held = torch.load(self.file, weights_only=True)
+            head.load_state_dict(held["weights"], strict=False)
+            self.optimizer.load_state_dict(held["optimizer"])
+            self.state = held["state"]
+            print(f"going on from step {self.state['step']}", flush=True)
+
+    def save(self) -> None:
+        """Write the checkpoint; a half-written one never takes its place."""
+        whole = {"weights": {n: p.data for n, p in self.weights.items()}, "state": self.state}
+        torch.save({**whole, "optimizer": self.optimizer.state_dict()}, self.file.with_suffix(".new"))
+        self.file.with_suffix(".new").rename(self.file)
+
+    def step(self, batch: dict[str, Any], given: dict[str, Any]) -> None:
+        """One optimizer step."""
+        began = time.process_time()
+        with torch.autocast("cpu", torch.bfloat16):
+            _, loss, metrics = self.head(**batch, **given)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.args.lr * rate(self.state["seen"] / self.args.tokens)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.state["seen"] += int(batch["loss_mask"].sum())
+        self.state["step"] += 1
+        self.state["seconds"] += time.process_time() - began
+        if self.state["step"] % self.args.report == 0:
+            line = {name: self.state[name] for name in ("step", "seen")} | {"loss": round(float(loss), 4)}
+            self.state["curve"].append({**line, "accepted": accuracy(metrics)})
+            print(json.dumps(self.state["curve"][-1]), flush=True)
+            self.save()
+
+
 def train(args: argparse.Namespace) -> dict[str, Any]:
-    """Train until `args.tokens` answer positions were seen or `args.minutes` are over; the record of it."""
+    """Train until `args.tokens` answer positions were seen; the record of it."""
     from speculators.losses import resolve_loss_config
 
     from vllm_idlm import embedded
@@ -130,34 +173,33 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     folder = str(embedded.ensure())
     train_set, held = reader.read(args.data, "train"), reader.read(args.data, "eval")
-    head = build(folder, train_set, args.vocabulary).to(torch.bfloat16 if args.bfloat16 else torch.float32)
-    verifier = Verifier(folder, head.target_layer_ids)
-    weights = [p for p in head.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    head = build(folder, train_set, args.vocabulary).float()
+    verifier, run = Verifier(folder, head.target_layer_ids), Run(args, head)
     given = {"ttt_steps": DRAFTS, "loss_config": resolve_loss_config(args.loss, "eager")}
-    seen, step, done, began, curve = 0, 0, 0.0, time.time(), []
-    for row in batches(train_set, args.row_tokens, args.seed):
-        batch = inputs(verifier, row, weights[0].dtype)
-        with torch.autocast("cpu", torch.bfloat16):
-            _, loss, metrics = head(**batch, **given)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * rate(done)
-        optimizer.step()
-        optimizer.zero_grad()
-        seen, step = seen + int(batch["loss_mask"].sum()), step + 1
-        done = max(seen / args.tokens, (time.time() - began) / 60 / args.minutes)
-        if step % args.report == 0:
-            curve.append({"step": step, "positions": seen, "loss": round(float(loss), 4), "top1": accuracy(metrics)})
-            print(json.dumps({**curve[-1], "seconds": round(time.time() - began)}), flush=True)
-        if done >= 1:
+    for number, row in enumerate(batches(train_set, args.row_tokens, args.seed)):
+        if run.state["seen"] >= args.tokens:
             break
+        if number >= run.state["step"]:
+            run.step(inputs(verifier, row), given)
     evaluated = evaluate(head, verifier, held, args, given)
-    head.save_pretrained(args.out)
-    size = sum(p.numel() for p in weights)
-    facts = {"steps": step, "positions": seen, "seconds": round(time.time() - began), "parameters": size}
-    return {**facts, "held_out_top1": evaluated, "curve": curve}
+    export(head, args.out)
+    run.file.unlink(missing_ok=True)
+    size = sum(p.numel() for p in run.weights.values())
+    return {**run.state, "trained_parameters": size, "held_out_accepted": evaluated}
+
+
+def export(head: Any, folder: Path) -> None:
+    """Write the head as vLLM serves it: in bfloat16, without the verifier's embedding, which vLLM shares with it."""
+    from safetensors.torch import load_file, save_file
+
+    head.save_pretrained(folder)
+    file, config = folder / "model.safetensors", folder / "config.json"
+    held = {n: t for n, t in load_file(file).items() if not n.startswith(("embed_tokens", "verifier"))}
+    save_file({n: t.bfloat16() if t.is_floating_point() else t for n, t in held.items()}, file)
+    facts = json.loads(config.read_text())
+    facts["speculators_config"]["verifier"]["name_or_path"] = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    facts["dtype"] = "bfloat16"
+    config.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 @torch.no_grad()
@@ -166,7 +208,7 @@ def evaluate(head: Any, verifier: Verifier, held: list[Any], args: argparse.Name
     sums: Counter[str] = Counter()
     for _, row in zip(range(12), batches(held, args.row_tokens, 0), strict=False):
         with torch.autocast("cpu", torch.bfloat16):
-            _, _, metrics = head(**inputs(verifier, row, next(head.parameters()).dtype), **given)
+            _, _, metrics = head(**inputs(verifier, row), **given)
         sums.update({name: float(value) for name, value in metrics.items()})
     return accuracy(sums)
 
@@ -176,14 +218,12 @@ def main() -> None:
     parser.add_argument("data", nargs="+", help="folders of samples (see idlm data)")
     parser.add_argument("--out", type=Path, default=Path("runs/eagle3-smollm2"))
     parser.add_argument("--tokens", type=int, default=320_000, help="answer positions to train on")
-    parser.add_argument("--minutes", type=float, default=600, help="the run is over by then, its learning rate too")
     parser.add_argument("--vocabulary", type=int, default=8192, help="tokens the head can draft")
     parser.add_argument("--row-tokens", type=int, default=448)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--loss", default="kl_div")
-    parser.add_argument("--bfloat16", action="store_true", help="weights of the head, too")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--report", type=int, default=20, help="steps between lines")
+    parser.add_argument("--report", type=int, default=20, help="steps between lines and checkpoints")
     args = parser.parse_args()
     found = train(args)
     asked = {name: value if isinstance(value, int | float | list) else str(value) for name, value in vars(args).items()}

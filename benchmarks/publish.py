@@ -3,7 +3,7 @@
     python -m benchmarks.publish runs/bench-smollm2 [--name bench-smollm2]
 
 The report goes to benchmarks/results/NAME.json, its pictures to docs/images/NAME-*.png, and in docs/benchmarks.md
-everything between the lines `<!-- bench NAME -->` and `<!-- end -->` becomes its tables. Nothing there is typed by hand.
+everything between the lines `<!-- bench NAME -->` and `<!-- end -->` becomes its tables. Nothing there is typed.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def test_report_has_tables_pictures_and_failures(tmp_path):
     text = report.markdown(found)
     assert "| 1 | isd | 12.0 | 0.82 | 8.0 |" in text
     assert "`suffix` did not run (start); vLLM says: `ImportError: no arctic`" in text
-    assert "Checks: 16 of 16 hold" in text
+    assert "Checks: 8 of 8 hold" in text
     assert len(plots.draw(found, tmp_path)) == 8
     assert all(file.stat().st_size > 3000 for file in plots.draw(found, tmp_path))
     assert report.load(report.write(found, tmp_path)) == json.loads((tmp_path / "report.json").read_text())
