@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import publish
 from vllm_idlm import planner
 from vllm_idlm.bench import checks, config, counters, figures, plots, prompts, report
 from vllm_idlm.bench.config import Bench, ConfigError
 from vllm_idlm.bench.store import Place, Record, Store
-from vllm_idlm.cli import app
+from vllm_idlm.cli import app, provenance
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "bench"
 RUNNER = CliRunner()
@@ -234,8 +236,6 @@ def test_report_has_tables_pictures_and_failures(tmp_path):
     }
     facts = {"compiled": True, "dtype": "bfloat16"}
     store.state["facts"] = {"plain": facts, "isd": facts}
-    from vllm_idlm.cli import provenance
-
     found = report.make(store, provenance.collect())
     text = report.markdown(found)
     assert "| 1 | isd | 12.0 | 0.82 | 8.0 |" in text
@@ -244,6 +244,38 @@ def test_report_has_tables_pictures_and_failures(tmp_path):
     assert len(plots.draw(found, tmp_path)) == 8
     assert all(file.stat().st_size > 3000 for file in plots.draw(found, tmp_path))
     assert report.load(report.write(found, tmp_path)) == json.loads((tmp_path / "report.json").read_text())
+
+
+def test_results_in_the_documents_are_the_recorded_ones():
+    """Between its marks, docs/benchmarks.md has the tables of the report in benchmarks/results, and nothing else."""
+    root = CONFIGS.parent.parent
+    page = (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    names = re.findall(r"<!-- bench ([\w-]+) -->", page)
+    assert names
+    for name in names:
+        assert publish.insert(page, name, report.load(root / "benchmarks" / "results" / f"{name}.json")) == page
+        pictures = re.findall(rf"\(images/({name}-[\w-]+\.png)\)", page)
+        assert len(pictures) == 4
+        assert all((root / "docs" / "images" / picture).is_file() for picture in pictures)
+
+
+def test_publishing_replaces_what_stands_between_the_marks(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- bench it -->\nold\n<!-- end -->\nafter\n")
+    store = Store(asked(tmp_path, concurrency=[1], temperatures=[0.0]))
+    store.begin(resume=False, fresh=False)
+    store.add([Record(place(0), "plain", plain_round()), Record(place(0), "isd", isd_round())])
+    store.state["facts"] = {"plain": {"compiled": False, "dtype": "float32"}}
+    report.write(report.make(store, provenance.collect()), tmp_path)
+    publish.publish(tmp_path, "it", page, tmp_path / "results")
+    text = page.read_text()
+    assert text.startswith("before\n<!-- bench it -->\n\n**Greedy: speed**")
+    assert text.endswith("<!-- end -->\nafter\n")
+    assert "old" not in text
+    assert (tmp_path / "results" / "it.json").is_file()
+    assert (tmp_path / "images" / "it-speedup.png").is_file()
+    with pytest.raises(ValueError, match="has no '<!-- bench other -->'"):
+        publish.publish(tmp_path, "other", page, tmp_path / "results")
 
 
 # -- for real

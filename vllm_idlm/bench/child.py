@@ -59,12 +59,16 @@ class Engine:
             pass  # it has ended: what it said, or its log, says why
         return self._wait("round", seconds, on_answer)
 
+    def dismiss(self) -> None:
+        """Tell it to shut down, without waiting."""
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+
     def close(self) -> None:
         """Let it shut down, then end its process group."""
         if self.process is None:
             return
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
+        self.dismiss()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=15)
         self.kill()

@@ -41,6 +41,8 @@ class Comparison:
             try:
                 self._group(number, group)
             finally:
+                for engine in self.engines.values():  # all at once: each takes seconds
+                    engine.dismiss()
                 for engine in self.engines.values():
                     engine.close()
                 self.engines.clear()

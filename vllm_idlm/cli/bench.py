@@ -22,7 +22,7 @@ def bench(
     """Measure decoding methods side by side: speed, latency, acceptance; writes a report with plots."""
     from vllm_idlm.bench import config as configs
 
-    signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C does: the engines end too
+    before = signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C does: the engines end too
     try:
         _run(configs.load(_file(config), overrides or ()), resume, fresh)
     except configs.ConfigError as error:
@@ -30,6 +30,8 @@ def bench(
     except KeyboardInterrupt:
         err.print("stopped; the same command with --resume goes on after the last whole round", markup=False)
         raise typer.Exit(130) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(*_: Any) -> None:
