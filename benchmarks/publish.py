@@ -18,6 +18,12 @@ from benchmarks import common
 from vllm_idlm.bench import plots, report
 
 DOCS = Path(__file__).parent.parent / "docs"
+PICTURES = {
+    "throughput-latency": "Throughput against latency",
+    "speedup": "Speed-up by requests at a time",
+    "acceptance": "Acceptance by draft",
+    "tpf-oh": "TPF against OH",
+}
 
 
 def insert(text: str, name: str, found: dict[str, Any]) -> str:
@@ -25,7 +31,8 @@ def insert(text: str, name: str, found: dict[str, Any]) -> str:
     marks = re.compile(rf"(<!-- bench {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not marks.search(text):
         raise ValueError(f"docs/benchmarks.md has no '<!-- bench {name} -->' .. '<!-- end -->'; add the two lines")
-    return marks.sub(lambda match: f"{match[1]}\n{report.markdown(found)}\n\n{match[2]}", text)
+    pictures = "\n".join(f"![{words}](images/{name}-{file}.png)" for file, words in PICTURES.items())
+    return marks.sub(lambda match: f"{match[1]}\n{report.markdown(found)}\n\n{pictures}\n\n{match[2]}", text)
 
 
 def publish(source: Path, name: str, page: Path, results: Path) -> None:
