@@ -57,6 +57,7 @@ class Worker:
             from vllm_idlm import settings
 
             found["isd"] = settings.of(config).model_dump()
+            found["isd"]["lora"] = os.path.basename(found["isd"]["lora"] or "") or None  # not where it lies here
         return found | memory()
 
     def prompt(self, chat: list[dict[str, str]]) -> Any:
