@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-v1 test-v2 test-slow lint wheel clean
+.PHONY: help setup demo bench test test-v1 test-v2 test-slow lint wheel clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -13,6 +13,9 @@ setup:  ## .venv with vLLM's CPU build and everything the demo and the tests nee
 
 demo: setup  ## plain and strided decoding of the embedded model, side by side
 	@$(BIN)/idlm demo
+
+bench: setup  ## plain decoding, ISD and vLLM's other methods on the embedded model: a report with plots, under 20 minutes
+	@$(BIN)/idlm bench smollm2 --fresh
 
 test: setup  ## unit and integration tests on real vLLM (CPU), under 25 minutes on 2 cores
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-v1 test-v2

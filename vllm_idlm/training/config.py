@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from vllm_idlm import yaml_config
 from vllm_idlm.training.losses import check_names
+from vllm_idlm.yaml_config import ConfigError
+
+__all__ = ["Adapter", "Config", "ConfigError", "Stage", "load"]
 
 _LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-class ConfigError(ValueError):
-    """A wrong training configuration: the message names field, value, what is allowed and the fix."""
 
 
 class _Strict(BaseModel):
@@ -145,38 +144,4 @@ def load(file: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     Relative paths are taken from the working folder. Raises ConfigError.
     """
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file} cannot be read as YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds no mapping; its fields are {', '.join(Config.model_fields)}")
-    for item in overrides:
-        _set(content, item)
-    try:
-        return Config(**content)
-    except ValidationError as error:
-        raise ConfigError(f"{file}: " + "; ".join(_says(item) for item in error.errors())) from None
-
-
-def _set(content: dict[str, Any], item: str) -> None:
-    key, sign, value = item.partition("=")
-    if not sign:
-        raise ConfigError(f"{item!r} is no override; write key=value, for example steps=200 or adapter.rank=16")
-    *path, last = key.split(".")
-    for name in path:
-        content = content.setdefault(name, {})
-        if not isinstance(content, dict):
-            raise ConfigError(f"{item!r}: {name} is no mapping")
-    try:
-        content[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{item!r}: the value is no YAML: {error}") from None
-
-
-def _says(item: dict[str, Any]) -> str:
-    where = ".".join(map(str, item["loc"])) or "configuration"
-    if item["type"] == "extra_forbidden":
-        return f"{where} is no field; allowed are {', '.join(Config.model_fields)}"
-    field = Config.model_fields.get(str(item["loc"][0])) if item["loc"] else None
-    return f"{where}: {item.get('input')!r} is not allowed: {item['msg']}. {field.description if field else ''}".strip()
+    return yaml_config.load(Config, file, overrides)
