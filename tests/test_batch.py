@@ -150,7 +150,7 @@ def command(source, out, *options):
 
 
 def environment():
-    return {**os.environ, "RAY_AUTH_MODE": "token", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 def run_and_kill(arguments, journal, rows):

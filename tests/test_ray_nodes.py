@@ -1,4 +1,4 @@
-"""Every rank runs the same plugin: nodes are asked before a worker starts, and each worker compares at its own start."""
+"""Every rank runs the same plugin: nodes are asked before a worker starts, each worker compares at its own start."""
 
 from __future__ import annotations
 
@@ -44,13 +44,11 @@ def test_a_worker_that_did_not_load_the_plugin_refuses_to_start(monkeypatch):
 
 
 @pytest.fixture
-def two_nodes(tmp_path, monkeypatch):
+def two_nodes():
     """A Ray cluster of two nodes on this machine; a function starts the second with more on its PYTHONPATH."""
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 
     def start(path):
@@ -73,8 +71,21 @@ def _another_version(folder):
     (folder / "vllm_idlm-9.9.9.dist-info" / "METADATA").write_text("Name: vllm-idlm\nVersion: 9.9.9\n")
 
 
+_BLOCK = """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name == "vllm_idlm":
+            raise ModuleNotFoundError(f"No module named {name!r}")
+
+sys.meta_path.insert(0, Block())
+"""
+
+
 def _no_plugin(folder):
-    (folder / "vllm_idlm.py").write_text("raise ImportError('no module named vllm_idlm')\n")
+    """Python runs sitecustomize at its start: there this package cannot be imported, from wherever."""
+    (folder / "sitecustomize.py").write_text(_BLOCK)
 
 
 @pytest.mark.timeout(600)
