@@ -125,7 +125,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_toy_config_serves_and_comes_back(smol, tmp_path):
-    """A real Ray cluster, Serve's proxy and a replica: plain decoding's text; its engine killed, an error, a new one."""
+    """A real Ray cluster and Serve: plain decoding's text; its engine killed: an error, then a new one, the same text."""
     pytest.importorskip("ray.serve.llm")
     httpx = pytest.importorskip("httpx")
     import time

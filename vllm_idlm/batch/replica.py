@@ -33,13 +33,14 @@ class Replica:
 
     def _add(self, row: dict[str, Any]) -> dict[str, Any] | None:
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMValidationError
         from vllm.sampling_params import RequestOutputKind
 
         name = str(row["index"])
         try:
             params = SamplingParams(**row["sampling"], output_kind=RequestOutputKind.FINAL_ONLY)
             self.engine.add_request(name, self._prompt(row), params)
-        except ValueError as error:  # VLLMValidationError is one
+        except (ValueError, VLLMValidationError) as error:
             return {**_head(row), "error": f"{type(error).__name__}: {error}"}
         self.rows[name] = row
         return None
