@@ -39,6 +39,8 @@ def test_the_zoo_fills_in_what_a_config_leaves_out(monkeypatch):
         "speculative_config": {"method": "isd", "n": 4, "mask_token_id": 151669},
         "dtype": "float16",
         "tensor_parallel_size": 2,
+        "distributed_executor_backend": "ray",
+        "gpu_memory_utilization": 0.9,
         "max_model_len": 4096,
     }
 
@@ -125,7 +127,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_the_toy_config_serves_and_comes_back(smol, tmp_path):
-    """A real Ray cluster and Serve: plain decoding's text; its engine killed: an error, then a new one, the same text."""
+    """A real Ray cluster and Serve: plain decoding's text; the engine killed: an error, then the same text again."""
     pytest.importorskip("ray.serve.llm")
     httpx = pytest.importorskip("httpx")
     import time

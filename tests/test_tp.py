@@ -123,6 +123,22 @@ def test_pipeline_parallelism_is_refused(model):
         args.create_engine_config()
 
 
+def test_flags_win_over_the_zoos_ranks_and_backend():
+    from vllm.engine.arg_utils import EngineArgs
+
+    from vllm_idlm.engine_args import apply_zoo
+
+    zoos, own = (
+        EngineArgs("idlm-32b"),
+        EngineArgs("idlm-32b", tensor_parallel_size=4, distributed_executor_backend="mp"),
+    )
+    apply_zoo(zoos)
+    apply_zoo(own)
+    assert (zoos.tensor_parallel_size, zoos.distributed_executor_backend) == (2, "ray")
+    assert (own.tensor_parallel_size, own.distributed_executor_backend) == (4, "mp")
+    assert zoos.gpu_memory_utilization == own.gpu_memory_utilization == 0.9
+
+
 @pytest.mark.slow
 def test_auto_coverage_is_last_with_several_ranks(model):
     """Ranks would choose by clocks of their own."""
