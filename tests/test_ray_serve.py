@@ -97,10 +97,9 @@ def test_kuberays_manifest_agrees_with_the_serve_config():
     groups = cluster["workerGroupSpecs"]
     gpus = [g["template"]["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] for g in groups]
     assert [int(gpu) for gpu in gpus] == [zoo.load("idlm-32b").engine["tensor_parallel_size"]]
-    for group in (cluster["headGroupSpec"], *groups):
-        names = {entry["name"]: entry for entry in group["template"]["spec"]["containers"][0]["env"]}
-        assert names["RAY_AUTH_MODE"]["value"] == "token"
-        assert "valueFrom" in names["RAY_AUTH_TOKEN"]
+    assert cluster["authOptions"] == {"mode": "token"}
+    open_to = [rule["ports"] for rule in policy["spec"]["ingress"] if "role" in str(rule["from"])]
+    assert open_to == [[{"port": 8000}]], "a gateway reaches the service and none of Ray's own ports"
     here = models(config("serve-idlm-32b.yaml"))[0]["deployment_config"]["autoscaling_config"]
     there = models(config("kuberay-idlm-32b.yaml"))[0]["deployment_config"]["autoscaling_config"]
     assert {key: here[key] for key in there} == there

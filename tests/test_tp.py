@@ -128,10 +128,8 @@ def test_flags_win_over_the_zoos_ranks_and_backend():
 
     from vllm_idlm.engine_args import apply_zoo
 
-    zoos, own = (
-        EngineArgs("idlm-32b"),
-        EngineArgs("idlm-32b", tensor_parallel_size=4, distributed_executor_backend="mp"),
-    )
+    zoos = EngineArgs("idlm-32b")
+    own = EngineArgs("idlm-32b", tensor_parallel_size=4, distributed_executor_backend="mp")
     apply_zoo(zoos)
     apply_zoo(own)
     assert (zoos.tensor_parallel_size, zoos.distributed_executor_backend) == (2, "ray")
