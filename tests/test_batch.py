@@ -141,6 +141,45 @@ def test_a_journal_that_is_none_is_refused(tmp_path):
         pass
 
 
+# -- the command
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", "idlm-32"), "did you mean idlm-32b"),
+        (("--engine", "[1]"), "list where an object is needed"),
+        (("--plain", "--n", "4"), "--plain and --n 4 contradict"),
+    ],
+)
+def test_wrong_options_are_refused_before_anything_starts(tmp_path, options, words):
+    from typer.testing import CliRunner
+
+    from vllm_idlm.cli import app
+
+    source = write(tmp_path / "in.jsonl", {"prompt": "Hello."})
+    done = CliRunner().invoke(app, ["batch", str(source), str(tmp_path / "out.jsonl"), *options])
+    assert done.exit_code == 2
+    assert words in " ".join(done.stderr.split())
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_engine_options_come_from_the_zoo_and_the_command(monkeypatch):
+    from vllm_idlm.cli.batch import engine_options
+
+    found = engine_options("idlm-32b", False, None, None, 8, '{"max_model_len": 4096}')
+    assert found == {
+        "model": "idlm-32b",
+        "max_num_seqs": 8,
+        "speculative_config": {"method": "isd", "n": 4},
+        "tensor_parallel_size": 2,
+        "distributed_executor_backend": "ray",
+        "max_model_len": 4096,
+    }
+    assert "speculative_config" not in engine_options("idlm-32b", True, None, 1, 8, "{}")
+    assert engine_options("idlm-8b", False, 3, None, 8, "{}")["speculative_config"]["n"] == 3
+
+
 # -- a real job on Ray
 
 
@@ -175,6 +214,7 @@ def killed_job(source, out, kills, *options):
         assert not out.exists()
         seen.append(journal.read_bytes().count(b"\n") - 1)
     assert seen == sorted(set(seen)), "a run must go on where the one before was"
+    print(f"killed with {seen} answers in the journal")
     last = subprocess.run(
         command(source, out, *options), env=environment(), capture_output=True, text=True, check=False
     )
@@ -183,16 +223,19 @@ def killed_job(source, out, kills, *options):
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(1500)
-def test_a_job_killed_twice_loses_and_doubles_nothing(tmp_path):
-    """40 prompts, one of them refused, R-ISD; every answer is the one of an engine that nobody killed."""
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(
+    ("count", "kills"), [(40, (5, 17)), pytest.param(500, (60, 190, 350), marks=pytest.mark.slow)], ids=["40", "500"]
+)
+def test_a_killed_job_loses_and_doubles_nothing(tmp_path, count, kills):
+    """R-ISD, one prompt that is refused; every answer is the one of an engine that nobody killed."""
     pytest.importorskip("ray")
     from tests import tiny
     from tests.engines import engine
 
     model = str(tiny.write_tiny(tmp_path / "model"))
     draft = str(tiny.write_adapter(tmp_path / "draft", model, scale=0.5))
-    prompts = [[2 + (3 * i + j * j) % 46 for j in range(3 + i % 7)] for i in range(39)]
+    prompts = [[2 + (3 * i + j * j) % 46 for j in range(3 + i % 7)] for i in range(count - 1)]
     rows = [{"id": f"row-{i}", "prompt_ids": p, "sampling": {"ignore_eos": True}} for i, p in enumerate(prompts)]
     rows.insert(20, {"id": "too-long", "prompt_ids": [3] * 500})
     options = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 20_000_000, "max_model_len": 128}
@@ -200,8 +243,8 @@ def test_a_job_killed_twice_loses_and_doubles_nothing(tmp_path):
     isd = {"method": "isd", "n": 4, "mask_token_id": 1, "lora": draft, "coverage": "last"}
     given = json.dumps({**options, "speculative_config": isd})
     settings = ("--model", model, "--engine", given, "--max-tokens", "24", "--in-flight", "4")
-    found, last = killed_job(write(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl", (5, 17), *settings)
-    assert [answer["index"] for answer in found] == list(range(40))
+    found, last = killed_job(write(tmp_path / "in.jsonl", *rows), tmp_path / "out.jsonl", kills, *settings)
+    assert [answer["index"] for answer in found] == list(range(count))
     assert [answer["id"] for answer in found] == [row["id"] for row in rows]
     assert "128" in found.pop(20)["error"]
     assert last.returncode == 3
@@ -215,24 +258,3 @@ def plain(llm, prompts, tokens):
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
     outputs = llm.generate([{"prompt_token_ids": p} for p in prompts], params, use_tqdm=False)
     return [list(output.outputs[0].token_ids) for output in outputs]
-
-
-@pytest.mark.slow
-@pytest.mark.vllm
-@pytest.mark.timeout(7200)
-def test_500_prompts_killed_three_times(tmp_path, smol):
-    """The embedded model with its adapter, two engines, float32: every text as plain decoding gives it."""
-    from vllm import SamplingParams
-
-    from tests.engines import engine
-
-    rows = [{"prompt": f"Name {2 + i % 5} things that have to do with the number {i}."} for i in range(500)]
-    options = {"dtype": "float32", "enforce_eager": True, "kv_cache_memory_bytes": 300_000_000, "max_model_len": 256}
-    settings = ("--engine", json.dumps(options), "--max-tokens", "16", "--in-flight", "16", "--replicas", "2")
-    source = write(tmp_path / "in.jsonl", *rows)
-    found, last = killed_job(source, tmp_path / "out.jsonl", (60, 190, 350), *settings)
-    assert last.returncode == 0
-    assert [answer["index"] for answer in found] == list(range(500))
-    chats = [[{"role": "user", "content": row["prompt"]}] for row in rows]
-    outputs = engine(smol, **options).chat(chats, SamplingParams(temperature=0, max_tokens=16), use_tqdm=False)
-    assert [answer["text"] for answer in found] == [output.outputs[0].text for output in outputs]

@@ -90,7 +90,11 @@ def _no_plugin(folder):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("change", "has"), [(_another_version, "has vllm-idlm 9.9.9"), (_no_plugin, "has no vllm-idlm")]
+    ("change", "has"),
+    [
+        pytest.param(_another_version, "has vllm-idlm 9.9.9", marks=pytest.mark.slow),
+        (_no_plugin, "has no vllm-idlm"),
+    ],
 )
 def test_a_ray_node_with_another_installation_is_refused(two_nodes, tmp_path, change, has):
     """The second node's Python finds other files first, as a node that was set up differently would."""

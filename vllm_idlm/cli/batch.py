@@ -86,6 +86,8 @@ def engine_options(
     except ValueError as error:
         raise BatchError(f'--engine {given!r}: {error}; give a JSON object such as {{"max_model_len": 4096}}') from None
     entry = zoo.resolve(model)
+    if entry is None and "/" not in model and not Path(model).is_dir():
+        zoo.load(model)  # no folder and no hub id: says which names are near
     if plain and n is not None:
         raise BatchError(f"--plain and --n {n} contradict each other: give one")
     options: dict[str, Any] = {"model": model, "max_num_seqs": in_flight}
