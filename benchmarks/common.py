@@ -59,6 +59,15 @@ def _on_cuda() -> bool:
 
 SHAPES = {  # config.json of a Qwen3 model, for runs with dummy weights: time does not depend on what they are
     "qwen3-8b": planner.SHAPES["qwen3-8b"],
+    "small": {
+        "hidden_size": 512,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "vocab_size": 32000,
+    },
     "tiny": {
         "hidden_size": 64,
         "intermediate_size": 128,

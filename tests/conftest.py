@@ -6,6 +6,8 @@ os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it when it is imported
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's 30 s are not enough on a busy core
 
 import pytest
 

@@ -10,6 +10,13 @@ from vllm_idlm import embedded, zoo
 
 SHIPPED = ["idlm-32b", "idlm-8b", "qwen3-8b-risd", "smollm2-135m-risd"]
 
+TWO_GPUS = {
+    "dtype": "bfloat16",
+    "tensor_parallel_size": 2,
+    "distributed_executor_backend": "ray",
+    "gpu_memory_utilization": 0.9,
+}
+
 
 @pytest.fixture(autouse=True)
 def _no_user_zoo(monkeypatch):
@@ -29,7 +36,7 @@ def test_shipped_names():
     ("name", "model", "lora", "mask", "engine"),
     [
         ("idlm-8b", "yifanyu/I-DLM-8B", None, 151669, {"dtype": "bfloat16"}),
-        ("idlm-32b", "yifanyu/I-DLM-32B", None, 151669, {"dtype": "bfloat16", "tensor_parallel_size": 2}),
+        ("idlm-32b", "yifanyu/I-DLM-32B", None, 151669, TWO_GPUS),
         ("qwen3-8b-risd", "Qwen/Qwen3-8B", "yifanyu/I-DLM-8B-lora-r128", 151669, {"dtype": "bfloat16"}),
     ],
 )

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vllm_idlm import ledger
+from vllm_idlm import __version__, ledger
 from vllm_idlm.fingerprint import FingerprintError, other_base
 from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, of, parse, runs_isd
 
@@ -19,6 +19,7 @@ PROPOSER = "vllm_idlm.v1.proposer.ISDProposer"
 WORKER_EXTENSION = "vllm_idlm.v1.worker.ISDWorkerExtension"
 DRAFT_LORA_ID = 2_147_480_001  # far from the ids that vLLM counts up from 1 for users' adapters
 USER_LORAS = "isd_user_loras"  # additional_config: LoRA slots that requests may use; one more is the draft adapter's
+VERSION = "isd_version"  # additional_config: of this plugin, for ranks to compare
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's MaxLoRARanks
 
 
@@ -79,7 +80,12 @@ def apply_isd(args: Any, model_config: Any) -> None:
     user_loras = args.max_loras if args.enable_lora else 0
     if settings.lora:
         _reserve_lora(args, settings.lora, user_loras)
-    args.additional_config = {**(args.additional_config or {}), KEY: settings.model_dump(), USER_LORAS: user_loras}
+    args.additional_config = {
+        **(args.additional_config or {}),
+        KEY: settings.model_dump(),
+        USER_LORAS: user_loras,
+        VERSION: __version__,
+    }
     args.speculative_config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": settings.slots}
     args.spec_method = args.spec_tokens = None
 

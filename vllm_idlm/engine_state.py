@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from typing import Any
 
+from vllm_idlm import __version__, ledger
 from vllm_idlm import settings as isd_settings
-from vllm_idlm.engine_args import DRAFT_LORA_ID
+from vllm_idlm.engine_args import DRAFT_LORA_ID, VERSION
 from vllm_idlm.v1.stats import ISDStats
+
+
+def same_plugin(additional_config: dict[str, Any]) -> None:
+    """SettingsError unless this process runs the plugin of the process that made the configuration, and has loaded it.
+
+    Each rank asks at its start, whatever started it. Ranks with different code could draft differently.
+    """
+    theirs = additional_config.get(VERSION)
+    if theirs != __version__:
+        raise isd_settings.SettingsError(
+            f"this worker ({socket.gethostname()}, process {os.getpid()}) has vllm-idlm {__version__}, the engine was "
+            f"started by vllm-idlm {theirs}: every rank needs the same one. Install one version on all nodes"
+        )
+    if not ledger.installed():
+        raise isd_settings.SettingsError(
+            f"this worker ({socket.gethostname()}, process {os.getpid()}) has vllm-idlm {__version__} but did not load "
+            f"it: VLLM_PLUGINS={os.environ.get('VLLM_PLUGINS')!r} there leaves idlm out. Unset it, or add idlm"
+        )
+    ledger.refuse_misfits()
 
 
 class EngineState:
@@ -19,6 +41,7 @@ class EngineState:
                 f"{type(self).__name__} needs additional_config['isd']; ask for it by speculative_config "
                 '{"method": "isd", "n": 4} with the vllm-idlm plugin installed'
             )
+        same_plugin(vllm_config.additional_config)
         self.settings = found
         self.mask_token_id: int = found.mask_token_id
         self.stats = ISDStats()

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_idlm.cli import bench, chat, data, demo, doctor, eval_acceptance, models, plan, serve, train
+from vllm_idlm.cli import batch, bench, chat, data, demo, doctor, eval_acceptance, models, plan, serve, train
 
 app = typer.Typer(
     name="idlm",
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.command()(demo.demo)
 app.command(context_settings=serve.PASS_ON)(serve.serve)
 app.command()(chat.chat)
+app.command()(batch.batch)
 app.command()(models.models)
 app.command()(data.data)
 app.command()(train.train)

@@ -4,11 +4,20 @@
 
 `core` is the mechanism; the siblings hold the entries by what they reach: `config` (settings and the CLI),
 `architectures` (checkpoints that vLLM does not know), `runner` and `runner_v2` (Model Runners V1 and V2), `scheduler`,
-`lora` and `cpu_cache` (the CPU build's).
+`ray_executor`, `lora` and `cpu_cache` (the CPU build's).
 """
 
 # Importing a file enters its patches.
-from vllm_idlm.ledger import architectures, config, cpu_cache, lora, runner, runner_v2, scheduler  # noqa: F401
-from vllm_idlm.ledger.core import LedgerError, check, entries, install, require
+from vllm_idlm.ledger import (  # noqa: F401
+    architectures,
+    config,
+    cpu_cache,
+    lora,
+    ray_executor,
+    runner,
+    runner_v2,
+    scheduler,
+)
+from vllm_idlm.ledger.core import LedgerError, check, entries, install, installed, refuse_misfits, require
 
-__all__ = ["LedgerError", "check", "entries", "install", "require"]
+__all__ = ["LedgerError", "check", "entries", "install", "installed", "refuse_misfits", "require"]

@@ -156,11 +156,22 @@ def _wrap_loader(loader) -> None:
 
 def install() -> None:
     """Apply every patch: now if its module is loaded, else at the module's import. Calling it again changes nothing."""
-    if not any(isinstance(finder, _PatchOnImport) for finder in sys.meta_path):
+    if not installed():
         sys.meta_path.insert(0, _PatchOnImport())
     for name in {entry.module for entry in _PATCHES.values()}:
         if name in sys.modules:
             _apply_all(sys.modules[name])
+
+
+def installed() -> bool:
+    """Whether `install` was called in this process."""
+    return any(isinstance(finder, _PatchOnImport) for finder in sys.meta_path)
+
+
+def refuse_misfits() -> None:
+    """Raise LedgerError if a patch of a module that this process has imported does not fit; `require` for workers."""
+    for error in _MISFITS.values():
+        raise error
 
 
 def check() -> dict[str, str]:

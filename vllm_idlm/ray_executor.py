@@ -1,0 +1,76 @@
+"""vLLM's Ray executors as an engine with ISD runs them: every node has the same plugin, and they run on CPUs too.
+
+The ledger (`ledger.ray_executor`) gives these classes to engines with ISD. ISD needs nothing else of Ray: ranks agree
+on drafts by themselves (docs/deploy.md). Ray imports this file in its actors before anything of vLLM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from vllm_idlm.plugin import register
+
+register()  # before vLLM's modules, so that the ledger sees each as it is imported
+
+from vllm.platforms import current_platform  # noqa: E402
+from vllm.v1.executor import ray_executor_v2  # noqa: E402
+from vllm.v1.executor.ray_executor import RayDistributedExecutor  # noqa: E402
+from vllm.v1.executor.ray_utils import initialize_ray_cluster  # noqa: E402
+
+from vllm_idlm.ray_nodes import check_nodes  # noqa: E402
+from vllm_idlm.settings import SettingsError  # noqa: E402
+
+CPU_DEVICE = "CPU"  # Ray's own resource stands for a device where vLLM runs on the CPU
+
+
+class CPURayWorkerProc(ray_executor_v2.RayWorkerProc):
+    """Differs from its parent in `get_node_and_physical_gpu_ids`: a CPU has no ids that Ray could assign."""
+
+    def get_node_and_physical_gpu_ids(self) -> tuple[str, list[int]]:
+        """This actor's node, and its rank in the place of a device's id (nothing on a CPU uses it)."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id(), [self._init_kwargs["rank"]]
+
+
+class ISDRayExecutor(ray_executor_v2.RayExecutorV2):
+    """Differs from its parent in that it checks every node before it starts a worker, and in its workers on CPUs."""
+
+    @staticmethod
+    def _get_actor_resource_kwargs() -> dict:
+        """Nothing on a CPU: what the placement group reserves for the rank is enough."""
+        if current_platform.is_cpu():
+            return {"num_gpus": 0}
+        return ray_executor_v2.RayExecutorV2._get_actor_resource_kwargs()
+
+    def _init_executor(self) -> None:
+        with _cpu_workers() if current_platform.is_cpu() else contextlib.nullcontext():
+            initialize_ray_cluster(self.parallel_config, require_gpu_on_driver=False)
+            check_nodes(self.parallel_config.placement_group, self.parallel_config.ray_runtime_env)
+            super()._init_executor()  # finds the placement group made
+
+
+class ISDRayDistributedExecutor(RayDistributedExecutor):
+    """Differs from its parent (vLLM's older executor) in the check of every node; it does not run on CPUs."""
+
+    def _init_executor(self) -> None:
+        if current_platform.is_cpu():
+            raise SettingsError(
+                "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 chooses vLLM's older Ray executor, which does not run on the CPU "
+                "platform; unset it"
+            )
+        initialize_ray_cluster(self.parallel_config)
+        check_nodes(self.parallel_config.placement_group, self.parallel_config.ray_runtime_env)
+        super()._init_executor()
+
+
+@contextlib.contextmanager
+def _cpu_workers() -> Iterator[None]:
+    """Within it the executor starts CPU workers, and takes Ray's CPUs for devices."""
+    key, worker = current_platform.ray_device_key, ray_executor_v2.RayWorkerProc
+    current_platform.ray_device_key, ray_executor_v2.RayWorkerProc = CPU_DEVICE, CPURayWorkerProc
+    try:
+        yield
+    finally:
+        current_platform.ray_device_key, ray_executor_v2.RayWorkerProc = key, worker
