@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from vllm_idlm.cli import chat, data, demo, doctor, eval_acceptance, models, plan, serve, train
+from vllm_idlm.cli import chat, data, demo, doctor, eval_acceptance, evaluate, models, plan, serve, train
 
 app = typer.Typer(
     name="idlm",
@@ -22,6 +22,7 @@ app.command()(models.models)
 app.command()(data.data)
 app.command()(train.train)
 app.command("eval-acceptance")(eval_acceptance.eval_acceptance)
+app.command("eval")(evaluate.evaluate)
 app.command()(plan.plan)
 app.command()(doctor.doctor)
 
