@@ -9,8 +9,6 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-KINDS = ("lm_eval", "humaneval", "mbpp", "livecodebench", "choices", "reasoning_gym")
-
 
 class EvalError(ValueError):
     """An evaluation that cannot be run as asked: the message names the setting, what is allowed and the fix."""
@@ -23,7 +21,7 @@ class Benchmark(BaseModel):
 
     name: str = Field(description="The file's own name.")
     description: str = Field(description="What it is, how many problems, what is counted as right.")
-    kind: Literal["lm_eval", "humaneval", "mbpp", "livecodebench", "choices", "reasoning_gym"] = Field(
+    kind: Literal["lm_eval", "humaneval", "mbpp", "livecodebench", "choices", "math", "reasoning_gym"] = Field(
         description="lm_eval: tasks of the harness. The others are tasks made here and run by the harness."
     )
     tasks: dict[str, dict[str, Any]] = Field(
@@ -34,7 +32,7 @@ class Benchmark(BaseModel):
     data: str | None = Field(None, description="Hub data set, 'package' (comes with a Python package), or a folder.")
     subset: str | None = Field(None, description="Configuration of the hub data set.")
     split: str = Field("test", description="Split of it.")
-    fields: dict[str, str] = Field(default_factory=dict, description="choices: columns named otherwise.")
+    fields: dict[str, str] = Field(default_factory=dict, description="choices, math: columns named otherwise.")
     thinking: bool | None = Field(None, description="Thinking mode of the chat template (enable_thinking).")
     think_end: str = Field("</think>", description="What ends the thoughts; the answer is what comes behind it.")
     system: str | None = Field(None, description="System message.")
@@ -54,7 +52,7 @@ class Benchmark(BaseModel):
     def _complete(self) -> Benchmark:
         if self.kind in ("lm_eval", "reasoning_gym") and not self.tasks:
             raise ValueError(f"kind {self.kind} needs tasks")
-        if self.kind in ("mbpp", "livecodebench", "choices") and not self.data:
+        if self.kind in ("mbpp", "livecodebench", "choices", "math") and not self.data:
             raise ValueError(f"kind {self.kind} needs data: a hub data set or a folder")
         if self.kind == "reasoning_gym" and not self.problems:
             raise ValueError("kind reasoning_gym needs problems: how many of each task")

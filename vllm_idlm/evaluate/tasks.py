@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 def build(benchmark: Benchmark, data: str | None = None) -> list[Any]:
     """The harness's tasks. data: instead of the benchmark's own, a hub data set or a local folder. Raises EvalError."""
+    random.seed(benchmark.seed)  # some tasks of the harness shuffle their choices: alike in every run
     try:
         if benchmark.kind == "lm_eval":
             return _harness(benchmark, data)
@@ -36,17 +39,24 @@ def build(benchmark: Benchmark, data: str | None = None) -> list[Any]:
         ) from None
 
 
+@functools.cache
+def index() -> Any:
+    """The harness's index of its tasks; reading it takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
 def _first(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
 
 
 def _harness(benchmark: Benchmark, data: str | None) -> list[Any]:
     """Tasks of the harness by name. Those that only score given texts are refused: nothing is decoded there."""
-    from lm_eval.tasks import TaskManager
-
     own = {} if data is None else {"dataset_path": data, "dataset_name": None}
-    asked = [{"task": name, **own, **options} if own or options else name for name, options in benchmark.tasks.items()]
-    found = list(TaskManager().load(asked)["tasks"].values())
+    members = [{"task": name, **own, **options} for name, options in benchmark.tasks.items()]
+    group = {"group": f"{benchmark.name} of idlm", "task": members}  # in a group a task's settings may be changed
+    found = list(index().load([group])["tasks"].values())
     for task in found:
         if task.OUTPUT_TYPE != "generate_until":
             raise EvalError(
@@ -91,24 +101,60 @@ def _livecodebench(benchmark: Benchmark, data: str) -> Any:
     return _task(benchmark.name, docs, programs.livecodebench_text, programs.livecodebench_right)
 
 
+def column(doc: dict[str, Any], benchmark: Benchmark, name: str) -> Any:
+    """A column by the name that the data set has for it; dots lead into columns of columns."""
+    found: Any = doc
+    for part in benchmark.fields.get(name, name).split("."):
+        if part not in found:
+            raise EvalError(
+                f"{benchmark.name}: its data have no column {part!r} (for {name}); there are {', '.join(found)}. "
+                f"Fix: fields in configs/eval/{benchmark.name}.yaml"
+            )
+        found = found[part]
+    return found
+
+
+def letter(gold: Any) -> str:
+    """The letter of an answer given as a letter, as an index from 0, or as a digit from 1 in a string."""
+    if isinstance(gold, int):
+        return LETTERS[gold]
+    text = str(gold).strip().upper()
+    return LETTERS[int(text) - 1] if text.isdigit() else text
+
+
 def _choices(benchmark: Benchmark, data: str) -> Any:
-    """Questions with lettered options, answered in words: columns question, options, answer (a letter or an index)."""
-    of = {name: benchmark.fields.get(name, name) for name in ("question", "options", "answer")}
+    """Questions with lettered options, answered in words: columns question, options, answer."""
 
     def text(doc: dict[str, Any]) -> str:
-        options = "\n".join(f"({letter}) {o}" for letter, o in zip(LETTERS, doc[of["options"]], strict=False))
-        return f"{doc[of['question']]}\n{options}\nThink step by step, then end with: The answer is (LETTER)."
+        given = zip(LETTERS, column(doc, benchmark, "options"), strict=False)
+        options = "\n".join(f"({name}) {option}" for name, option in given)
+        asked = "Think step by step, then end with: The answer is (LETTER)."
+        return f"{column(doc, benchmark, 'question')}\n{options}\n{asked}"
 
     def right(doc: dict[str, Any], answer: str) -> bool:
-        gold = doc[of["answer"]]
-        letter = LETTERS[gold] if isinstance(gold, int) else str(gold).strip()
         found = _CHOICE.findall(answer)
-        return bool(found) and found[-1].upper() == letter
+        return bool(found) and found[-1].upper() == letter(column(doc, benchmark, "answer"))
 
     return _task(benchmark.name, rows(benchmark, data), text, right)
 
 
-_MADE = {"humaneval": _humaneval, "mbpp": _mbpp, "livecodebench": _livecodebench, "choices": _choices}
+def _math(benchmark: Benchmark, data: str) -> Any:
+    """Problems with an answer in mathematics, compared by math-verify: columns problem, answer."""
+    from math_verify import parse, verify
+
+    def text(doc: dict[str, Any]) -> str:
+        return (
+            f"{column(doc, benchmark, 'problem')}\nReason step by step, and put your final answer within \\boxed{{}}."
+        )
+
+    def right(doc: dict[str, Any], answer: str) -> bool:
+        gold = str(column(doc, benchmark, "answer")).split("####")[-1].strip().replace(",", "")
+        return bool(verify(parse(f"\\boxed{{{gold}}}"), parse(answer)))
+
+    return _task(benchmark.name, rows(benchmark, data), text, right)
+
+
+_MADE = {"humaneval": _humaneval, "mbpp": _mbpp, "livecodebench": _livecodebench, "choices": _choices, "math": _math}
 
 
 def _gym(benchmark: Benchmark, name: str, options: dict[str, Any]) -> Any:
