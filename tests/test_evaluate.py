@@ -191,14 +191,14 @@ def test_a_program_sees_its_input_and_no_environment(monkeypatch):
 
 @needs_sandbox
 def test_every_solution_of_humaneval_passes_and_none_without_it_does():
-    """The canonical solutions of some problems, as an answer begun for the model and as a fenced block."""
+    """The canonical solutions of some problems, as a body alone and as a fenced block among words."""
     docs = programs.humaneval_docs()
     assert len(docs) == 164
     for doc in docs[::12]:
         solution = doc["canonical_solution"]
-        assert programs.humaneval_right(doc, solution, True), doc["task_id"]
-        assert programs.humaneval_right(doc, f"Sure:\n```python\n{doc['prompt']}{solution}```\nDone.", False)
-        assert not programs.humaneval_right(doc, "    return None\n", True), doc["task_id"]
+        assert programs.humaneval_right(doc, solution), doc["task_id"]
+        assert programs.humaneval_right(doc, f"Sure:\n```python\n{doc['prompt']}{solution}```\nDone.")
+        assert not programs.humaneval_right(doc, "    return None\n"), doc["task_id"]
 
 
 @needs_sandbox

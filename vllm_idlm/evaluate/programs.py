@@ -38,14 +38,9 @@ def humaneval_text(doc: dict[str, Any]) -> str:
     return f"Complete this Python function. Answer with the whole function.\n```python\n{doc['prompt']}\n```"
 
 
-def humaneval_prefix(doc: dict[str, Any]) -> str:
-    """How the answer begins where there are no thoughts: small models then go on with the function."""
-    return f"```python\n{doc['prompt']}"
-
-
-def humaneval_right(doc: dict[str, Any], answer: str, begun: bool) -> bool:
-    """Whether the function passes. begun: the answer goes on behind `humaneval_prefix`."""
-    body = doc["prompt"] + answer.split("```")[0] if begun else code(answer)
+def humaneval_right(doc: dict[str, Any], answer: str) -> bool:
+    """Whether the function passes; an answer that is the body alone goes behind the given head."""
+    body = code(answer)
     if f"def {doc['entry_point']}" not in body:
         body = doc["prompt"] + body
     imports = "\n".join(line for line in doc["prompt"].splitlines() if line.startswith(("import ", "from ")))

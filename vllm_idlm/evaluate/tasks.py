@@ -84,12 +84,7 @@ def rows(benchmark: Benchmark, data: str) -> list[dict[str, Any]]:
 
 def _humaneval(benchmark: Benchmark, data: str | None) -> Any:
     docs = programs.humaneval_docs() if data in (None, "package") else rows(benchmark, data)
-    begun = not benchmark.thinking
-    return _task(
-        benchmark.name, docs, programs.humaneval_text,
-        lambda doc, answer: programs.humaneval_right(doc, answer, begun),
-        programs.humaneval_prefix if begun else None,
-    )  # fmt: skip
+    return _task(benchmark.name, docs, programs.humaneval_text, programs.humaneval_right)
 
 
 def _mbpp(benchmark: Benchmark, data: str) -> Any:
@@ -190,13 +185,12 @@ def _task(
     docs: list[dict[str, Any]],
     text: Callable[[dict[str, Any]], str],
     right: Callable[[dict[str, Any], str], bool],
-    prefix: Callable[[dict[str, Any]], str] | None = None,
 ) -> Any:
     """A generating task with the metric `correct`."""
     import datasets
     from lm_eval.api.task import ConfigurableTask
 
-    held = [{**doc, "_text": text(doc), "_prefix": prefix(doc) if prefix else ""} for doc in docs]
+    held = [{**doc, "_text": text(doc)} for doc in docs]
     config = {
         "task": name, "custom_dataset": lambda **_: {"test": datasets.Dataset.from_list(held)}, "test_split": "test",
         "output_type": "generate_until", "doc_to_text": lambda doc: doc["_text"], "doc_to_target": lambda doc: "",
@@ -204,6 +198,4 @@ def _task(
         "metric_list": [{"metric": "correct", "aggregation": "mean", "higher_is_better": True}],
         "generation_kwargs": {"until": [], "max_gen_toks": 1024}, "num_fewshot": 0,
     }  # fmt: skip
-    if prefix:
-        config["gen_prefix"] = "_prefix"
     return ConfigurableTask(config=config)
