@@ -55,6 +55,7 @@ def checks(shapes: dict[str, planner.Shape], devices: dict[str, planner.Hardware
                 state = {"model": model, "hardware": name, "tp": tp, "context": context, "rank": rank}
                 state |= {"requests": requests, "n": n, "groups": groups, "rates": rates}
                 expect = {k: point[k] for k in ("ms", "OH", "TPF", "tokens_per_s", "speedup")}
+                expect["memory"] = sum(plan.memory(requests, n).values())
                 found.append({**state, "expect": expect, "best": [best["n"], best["groups"], best["tokens_per_s"]]})
     return found
 
