@@ -136,7 +136,8 @@ def _run(asked: Any) -> dict[str, Any]:
 def _show(result: dict[str, Any], to: Path) -> None:
     from vllm_idlm.evaluate import report
 
-    out.print(report.accuracy(result))
+    for table in report.accuracy(result):
+        out.print(table)
     for line in [*report.differences(result), "", *report.verdict(result), *report.forwards(result)]:
         out.print(line, markup=False)
     out.print(f"Written to {to}/result.json", markup=False)

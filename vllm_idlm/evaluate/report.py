@@ -5,31 +5,36 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 _LISTED = 8  # differences of a case on the screen; the file holds all
 
 
-def accuracy(result: dict[str, Any]) -> Table:
-    """Accuracy by benchmark, temperature and method, against the reference."""
-    table = Table(
-        "benchmark", "T", "method", "right", "accuracy [95%]", "difference [95%]", "lost/won", "p", "identical"
-    )
-    last = None
+def accuracy(result: dict[str, Any]) -> list[Table]:
+    """A table for each benchmark and temperature: accuracy by method, against the reference; shares in per cent."""
+    found: dict[tuple[str, float], Table] = {}
     for case in result["cases"]:
-        first = (case["benchmark"], case["temperature"])
-        if last not in (None, first):
-            table.add_section()
-        shown = ("", "") if first == last else (case["benchmark"], f"{case['temperature']:g}")
-        table.add_row(*shown, *_cells(case))
-        last = first
+        what = (case["benchmark"], case["temperature"])
+        if what not in found:
+            each = "" if case["samples"] == 1 else f", {case['samples']} answers each"
+            found[what] = _table(f"{what[0]}, temperature {what[1]:g}: {case['problems']} problems{each}")
+        found[what].add_row(*_cells(case))
+    return list(found.values())
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("method", min_width=8, no_wrap=True)
+    widths = {"accuracy [95%]": 17, "difference [95%]": 19, "lost/won": 8, "p": 4, "same": 7}
+    for name, width in widths.items():
+        table.add_column(name, justify="right", min_width=width, no_wrap=True)
     return table
 
 
 def _cells(case: dict[str, Any]) -> list[str]:
     low, high = case["interval"]
-    cells = [case["method"], f"{case['right']}/{case['answers']}"]
-    cells.append(f"{100 * case['accuracy']:.1f}% [{100 * low:.1f}, {100 * high:.1f}]")
+    cells = [case["method"], f"{100 * case['accuracy']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"]
     if found := case.get("against_reference"):
         cells.append(f"{100 * found['difference']:+.1f} [{100 * found['low']:+.1f}, {100 * found['high']:+.1f}]")
         cells += [f"{found['lost']}/{found['won']}", f"{found['p']:.2f}"]
