@@ -26,7 +26,7 @@ def accuracy(result: dict[str, Any]) -> list[Table]:
 def _table(title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("method", min_width=8, no_wrap=True)
-    widths = {"accuracy [95%]": 17, "difference [95%]": 19, "lost/won": 8, "p": 4, "same": 7}
+    widths = {"accuracy [95%]": 15, "difference [95%]": 17, "lost/won": 8, "p": 4, "same": 5}
     for name, width in widths.items():
         table.add_column(name, justify="right", min_width=width, no_wrap=True)
     return table
