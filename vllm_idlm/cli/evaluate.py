@@ -36,7 +36,7 @@ def evaluate(
 ) -> None:
     """Answer benchmarks by several methods, held against the first: same answers greedily, same accuracy sampled.
 
-    Through lm-evaluation-harness. Run again after an interruption to go on. Needs pip install 'vllm-idlm[eval]'.
+    Through lm-evaluation-harness. Run again after an interruption to go on. Needs the package's extra "eval".
     """
     from vllm_idlm.evaluate.benchmarks import EvalError
 
