@@ -64,6 +64,11 @@ def test_adapter_and_licence_are_in_the_wheel(contents):
     assert any(name.endswith("/licenses/LICENSE") for name in contents)
 
 
+def test_the_explorers_page_and_the_measurements_are_in_the_wheel(contents):
+    assert "vllm_idlm/explorer.html" in contents
+    assert "vllm_idlm/configs/measured/i-dlm-8b-h100.yaml" in contents
+
+
 def test_installed_wheel_finds_its_zoo_and_plugin(wheel, tmp_path):
     """Unpacked into an empty environment that borrows only the dependencies, away from this tree."""
     venv.create(tmp_path / "env", with_pip=False)

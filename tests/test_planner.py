@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from vllm_idlm import planner
+from vllm_idlm import measured, planner
 from vllm_idlm.cli import app
 from vllm_idlm.settings import parse
 
@@ -41,6 +41,40 @@ def test_the_measured_cpu_points():
     for row in rows:
         assert plan.step_ms(row["batch"], 1) == pytest.approx(row["ms"]["plain"], rel=0.15)
         assert plan.step_ms(row["batch"], 4) == pytest.approx(row["ms"]["isd"], rel=0.15)
+
+
+def test_the_whole_published_table_and_every_cpu_figure():
+    """Mean errors of the fit, by source: a change to the model or to a device's figures must not make them worse."""
+    found = {
+        (source, figure): mean for source, figure, _, mean, _ in measured.summary(measured.errors(measured.points()))
+    }
+    allowed = {"the authors' table, I-DLM-8B on one H100": 0.06, "overhead-cpu.json": 0.08, "coverage-cpu.json": 0.16}
+    for (source, figure), mean in found.items():
+        assert mean < allowed.get(source, 0.25), (source, figure)
+    assert {source for source, _ in found} >= set(allowed)
+
+
+def test_tpf_by_the_formula_is_the_served_one():
+    found = measured.tpf_errors()
+    assert len(found) >= 4
+    for what, served, planned in found:
+        assert planned == pytest.approx(served, rel=0.02), what
+
+
+def test_docs_tell_the_errors_that_there_are():
+    text = (Path(__file__).parent.parent / "docs" / "planner.md").read_text(encoding="utf-8")
+    for source, figure, count, mean, worst in measured.summary(measured.errors(measured.points())):
+        name = {"plain ms": "plain step"}.get(figure, figure)
+        row = f"| {name} | {count} | {mean:.1%} | {worst:.0%} |"
+        assert row in text, f"docs/planner.md, {source}: {row}"
+
+
+def test_an_adapters_products_cost_by_mask_rows():
+    plan = planner.Plan(planner.shape("smollm2-135m"), planner.hardware("cpu-2-cores"), context=80)
+    gated = planner.Plan(plan.shape, plan.hardware, context=80, rank=32)
+    assert gated.step_ms(4, 1) == plan.step_ms(4, 1)
+    more = [gated.step_ms(c, 4) - plan.step_ms(c, 4) for c in (1, 4, 16)]
+    assert 0 < more[0] < more[1] < more[2] < 16 * more[0]
 
 
 def test_parameters_are_counted():

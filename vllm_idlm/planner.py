@@ -38,6 +38,9 @@ class Hardware(BaseModel):
     flops_efficiency: float = Field(gt=0, le=1, description="Share of it that thin products reach.")
     step_ms: float = Field(ge=0, description="What a step costs beside the model: launches, scheduling, sampling.")
     isd_ms: float = Field(0.0, ge=0, description="What ISD adds to it.")
+    lora_efficiency: float | None = Field(
+        None, gt=0, le=1, description="Share of the rate that an adapter's products reach; default: as all others."
+    )
     memory: float = Field(gt=0, description="Bytes.")
     allreduce_us: float = Field(0.0, ge=0, description="Latency of one all-reduce.")
     link: float = Field(1e12, gt=0, description="Bandwidth between devices, bytes/s.")
@@ -116,11 +119,16 @@ class Plan:
         if n > 1:
             fixed += hw.isd_ms
             moved += shape.lora_params(self.rank) * shape.bytes_per_value
-            done += 2.0 * shape.lora_params(self.rank) * requests * (n - 1) * (1 + groups)
+            fixed += self._lora_ms(requests * (n - 1) * (1 + groups))
             moved += 3.0 * requests * (n - 1) * shape.vocab_size * shape.bytes_per_value  # q: written, read twice
         if groups:  # their attention is a kernel of its own, which reads keys and values again
             moved += requests * self.context * shape.kv_bytes
         return (moved / bandwidth + done / flops) * 1e3 + fixed + self._allreduce_ms(rows)
+
+    def _lora_ms(self, rows: int) -> float:
+        """Products of the adapter at mask slots."""
+        rate = self.hardware.flops * (self.hardware.lora_efficiency or self.hardware.flops_efficiency)
+        return 2e3 * self.shape.lora_params(self.rank) * rows / (rate * self.tensor_parallel)
 
     def _allreduce_ms(self, rows: int) -> float:
         if self.tensor_parallel == 1:
@@ -195,7 +203,7 @@ SHAPES: dict[str, dict[str, Any]] = {  # of models that need not be downloaded t
         "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49152,
     },
 }  # fmt: skip
-_ZOO = {
+ZOO = {
     "idlm-8b": "qwen3-8b",
     "qwen3-8b-risd": "qwen3-8b",
     "idlm-32b": "qwen3-32b",
@@ -207,14 +215,12 @@ def shape(model: str) -> Shape:
     """The sizes of a zoo model, a name of `SHAPES`, or a folder with a config.json. Raises PlanError."""
     import json
 
-    name = _ZOO.get(model, model)
+    name = ZOO.get(model, model)
     if name in SHAPES:
         return Shape(**SHAPES[name])
     file = Path(model) / "config.json"
     if not file.is_file():
-        raise PlanError(
-            f"model {model!r}: neither a folder with a config.json nor one of {', '.join([*_ZOO, *SHAPES])}"
-        )
+        raise PlanError(f"model {model!r}: neither a folder with a config.json nor one of {', '.join([*ZOO, *SHAPES])}")
     try:
         return Shape(**json.loads(file.read_text(encoding="utf-8")))
     except (ValidationError, json.JSONDecodeError) as error:

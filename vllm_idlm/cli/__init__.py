@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from vllm_idlm.cli import batch, bench, chat, data, demo, doctor, eval_acceptance, models, plan, serve, train
+from vllm_idlm.cli import (
+    batch,
+    bench,
+    chat,
+    data,
+    demo,
+    doctor,
+    eval_acceptance,
+    evaluate,
+    models,
+    plan,
+    serve,
+    train,
+)
 
 app = typer.Typer(
     name="idlm",
@@ -23,6 +36,7 @@ app.command()(models.models)
 app.command()(data.data)
 app.command()(train.train)
 app.command("eval-acceptance")(eval_acceptance.eval_acceptance)
+app.command("eval")(evaluate.evaluate)
 app.command()(plan.plan)
 app.command()(bench.bench)
 app.command()(doctor.doctor)
