@@ -48,17 +48,29 @@ class Acceptance:
 class Cost:
     """Seconds of a forward by its rows: a calibrated table, corrected by what the steps really took.
 
-    The correction is a line over rows, fitted to the last hundred or so steps: attention, sampling and scheduling are
-    not in the table. Its slope is held back until rows have varied.
+    Attention, sampling, scheduling and ISD's own work are not in the table, and they are not the same with mask slots as
+    without: what steps of one kind took says nothing of the other. So each kind has a correction of its own, a line over
+    rows fitted to its last fifty or so steps (the slope is held back until rows have varied). A kind that is not run is
+    taken for what it was, or at first for the table, which is too good; so it is tried, and found out. What is known of it
+    fades over thousands of steps, and it is tried again.
     """
 
     def __init__(
-        self, rows: Sequence[int], plain: Sequence[float], masked: Sequence[float], keep: float = 0.98
+        self,
+        rows: Sequence[int],
+        plain: Sequence[float],
+        masked: Sequence[float],
+        keep: float = 0.98,
+        keep_other: float = 0.999,
     ) -> None:
-        """rows: ascending; plain, masked: seconds of a forward with that many rows, without and with mask slots."""
+        """rows: ascending; plain, masked: seconds of a forward with that many rows, without and with mask slots.
+
+        keep, keep_other: what a step leaves of the older ones of its own kind, and of the other kind.
+        """
         self._rows = np.asarray(rows, dtype=float)
         self._tables = {False: np.asarray(plain, dtype=float), True: np.asarray(masked, dtype=float)}
-        self._keep, self._sums = keep, np.zeros(5)  # 1, x, xx, y, xy
+        self._keep, self._keep_other = keep, keep_other
+        self._sums = {False: np.zeros(5), True: np.zeros(5)}  # 1, x, xx, y, xy
 
     def table(self, rows: int, masked: bool) -> float:
         """Seconds by the table, in between and beyond its entries along straight lines."""
@@ -70,17 +82,19 @@ class Cost:
 
     def observe(self, rows: int, masked: bool, seconds: float) -> None:
         """A step with that many rows took that long; over three times the estimate is a pause, and left out."""
-        if self._sums[0] > 4 and seconds > 3 * self(rows, masked):
+        if self._sums[masked][0] > 4 and seconds > 3 * self(rows, masked):
             return
         y = seconds - self.table(rows, masked)
-        self._sums = self._sums * self._keep + (1, rows, rows * rows, y, rows * y)
+        self._sums[masked] = self._sums[masked] * self._keep + (1, rows, rows * rows, y, rows * y)
+        self._sums[not masked] = self._sums[not masked] * self._keep_other
 
     def __call__(self, rows: int, masked: bool) -> float:
         """Seconds expected of a step."""
-        count, x, xx, y, xy = self._sums
+        count, x, xx, y, xy = self._sums[masked]
         made = self.table(rows, masked)
         if count:
             spread = xx - x * x / count
             slope = (xy - x * y / count) / (spread + 16 * count)  # as if rows had varied by 4 around a flat line
-            made += (y - slope * x) / count + slope * rows
+            line = (y - slope * x) / count + slope * rows
+            made += line * count / (count + 0.2)  # as if a fifth of a step had been as the table says
         return float(max(made, 1e-6))
