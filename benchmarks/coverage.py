@@ -2,8 +2,8 @@
 
     python -m benchmarks.coverage [--n 4] [--coverage last,all] [--batches 1,4,16] [--rounds 5] [--tokens 96]
 
-All engines live in this process, with all its threads, and take turns, round by round, so that a drifting machine hits
-all alike; the first is plain decoding. A round is one batch of greedy requests of one length, prompts included; its
+All engines live in this process, with all its threads, and take turns, round by round, who begins moving on, so that a
+drifting machine hits all alike. A round is one batch of greedy requests of one length, prompts included; its
 figure is the tokens of the answers by the seconds it took, and a speed-up is the median over rounds of the ratio to
 plain decoding within the round.
 """
@@ -45,9 +45,11 @@ def measure(engines: dict[str, Any], batch: int, args: argparse.Namespace) -> di
         if name != "plain":
             llm.collective_rpc("isd_stats", args=(True,))
     rates: dict[str, list[float]] = {name: [] for name in engines}
+    order = list(engines)
     for asked in rounds[:-1]:
-        for name, llm in engines.items():
-            rates[name].append(rate(llm, asked, args.tokens, args.temperature))
+        for name in order:
+            rates[name].append(rate(engines[name], asked, args.tokens, args.temperature))
+        order = order[1:] + order[:1]
     row: dict[str, Any] = {"batch": batch, "plain": {"tokens_per_s": round(statistics.median(rates["plain"]), 1)}}
     for name in (n for n in engines if n != "plain"):
         found = engines[name].collective_rpc("isd_stats")[0]

@@ -69,7 +69,7 @@ def test_commands_and_their_options_exist():
 
 
 def test_zoo_names_exist():
-    named = set(re.findall(r"\b(?:idlm-\d+b|[a-z0-9-]+-risd)\b", README))
+    named = set(re.findall(r"(?<![\w/-])(?:idlm-\d+b|[a-z0-9][a-z0-9-]*-risd)\b", README))
     assert set(zoo.names()) == named
 
 

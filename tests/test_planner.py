@@ -48,7 +48,7 @@ def test_the_whole_published_table_and_every_cpu_figure():
     found = {
         (source, figure): mean for source, figure, _, mean, _ in measured.summary(measured.errors(measured.points()))
     }
-    allowed = {"the authors' table, I-DLM-8B on one H100": 0.06, "overhead-cpu.json": 0.08, "coverage-cpu.json": 0.16}
+    allowed = {"the authors' table, I-DLM-8B on one H100": 0.06, "overhead-cpu.json": 0.08, "coverage-cpu.json": 0.2}
     for (source, figure), mean in found.items():
         assert mean < allowed.get(source, 0.25), (source, figure)
     assert {source for source, _ in found} >= set(allowed)
