@@ -48,11 +48,11 @@ class Acceptance:
 class Cost:
     """Seconds of a forward by its rows: a calibrated table, corrected by what the steps really took.
 
-    Attention, sampling, scheduling and ISD's own work are not in the table, and they are not the same with mask slots as
-    without: what steps of one kind took says nothing of the other. So each kind has a correction of its own, a line over
-    rows fitted to its last fifty or so steps (the slope is held back until rows have varied). A kind that is not run is
-    taken for what it was, or at first for the table, which is too good; so it is tried, and found out. What is known of it
-    fades over thousands of steps, and it is tried again.
+    Attention, sampling, scheduling and ISD's own work are not in the table, and they are not the same with mask slots
+    as without: what steps of one kind took says nothing of the other. So each kind has a correction of its own, a line
+    over rows fitted to its last fifty or so steps (the slope is held back until rows have varied). A kind that is not
+    run is taken for what it was, or at first for the table, which is too good; so it is tried, and found out. What is
+    known of it fades over thousands of steps, and it is tried again.
     """
 
     def __init__(
