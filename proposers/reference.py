@@ -4,7 +4,8 @@ Every forward runs over the whole sequence `[prefix, x, d1..dk, M1..Mm]` with fu
 time, and records what it did. It is the oracle of the vLLM path, forward by forward, so it shares none of the kernels:
 verification here is the textbook rule (arXiv 2211.17192, arXiv 2604.11035), token by token, in float64.
 
-The prompt's own forward has no masks and yields x, as in vLLM; the first decode forward is therefore cold.
+The prompt's own forward is such a row too, its last token in the place of x and without drafts: it yields the first
+token, and drafts for the first decode forward.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Trace:
 
     tokens: list[int]  # all emitted tokens, the prompt forward's x first; cut after the end-of-sequence token
     forwards: list[Forward] = field(default_factory=list)
+    proposals: tuple[int, ...] = ()  # drafts that the prompt's forward handed to the first of `forwards`
 
     @property
     def tpf(self) -> float:
@@ -63,6 +65,7 @@ def decode(
     draft_sampling: str = "probabilistic",
     oracle: Oracle | None = None,
     groups: Sequence[int] = (),
+    prompt_masks: bool = True,
 ) -> Trace:
     """Decode one request with stride n (n = 1: plain decoding).
 
@@ -77,6 +80,7 @@ def decode(
                     the model's own; they are verified as one-hot proposals.
     groups:         extra groups of masks, by the number of drafts accepted: here a forward of its own over
                     `[prefix, x, d1..dj, M..]`, which is what such a group is to compute.
+    prompt_masks:   whether the forward over the prompt carries masks, so that the next one has drafts to verify.
     """
     if draft_sampling not in ("probabilistic", "greedy"):
         raise ValueError(f"draft_sampling={draft_sampling!r}: must be 'probabilistic' or 'greedy'.")
@@ -84,8 +88,13 @@ def decode(
         raise ValueError(f"n={n}, max_tokens={max_tokens}, {len(prompt_ids)} prompt tokens: each must be at least 1.")
     sampler = _Sampler(temperature, generator, mask_token_id, draft_sampling)
     sequence = list(prompt_ids)
-    trace = Trace([sampler.draw(sampler.target(_logits(model, sequence, 0, lora)[-1]))])
-    proposals: list[tuple[int, Tensor]] = []  # (draft, its q [V])
+    m = plan_slots(0, n - 1, max_tokens)[1] if prompt_masks else 0
+    logits = _logits(model, [*sequence, *[mask_token_id] * m], m, lora)[len(sequence) - 1 :]
+    trace = Trace(sampler.verify(logits[:1], []))
+    proposals = sampler.propose(logits[1:])  # (draft, its q [V]) of each
+    if oracle is not None:
+        proposals = [(d, sampler.one_hot(d, logits)) for d in oracle([*sequence, *trace.tokens], m)]
+    trace.proposals = tuple(d for d, _ in proposals)
     while len(trace.tokens) < max_tokens and trace.tokens[-1] != eos_token_id:
         sequence = [*prompt_ids, *trace.tokens]
         k, m = plan_slots(len(proposals), n - 1, max_tokens - len(trace.tokens))

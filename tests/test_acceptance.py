@@ -11,14 +11,14 @@ from vllm_idlm.training.acceptance import Chain, chain
 
 
 def constant(rates: list[float], total: int) -> dict[int, list[float]]:
-    return {s: rates[: total - 1 - s] for s in range(2, total - 1)}
+    return {s: rates[: total - 1 - s] for s in range(1, total - 1)}
 
 
 def simulate(
     rates: dict[int, list[float]], prompt: int, total: int, masks: int, rng: random.Random, covered: bool
 ) -> tuple[int, int]:
     """Forwards and cold forwards of one run of the chain, drawn draft by draft."""
-    place, fresh, forwards, cold = prompt, False, 0, 0
+    place, fresh, forwards, cold = prompt, True, 0, 0
     while place < total - 1:
         forwards += 1
         drafts = min(masks, total - 1 - place) if fresh else 0
@@ -37,7 +37,7 @@ def test_chain_is_what_a_simulation_of_it_gives(covered):
     want = chain(rates, 4, 40, 3, covered)
     runs = [simulate(rates, 4, 40, 3, rng, covered) for _ in range(20000)]
     assert want.forwards == pytest.approx(sum(r[0] for r in runs) / len(runs), rel=0.01)
-    assert want.cold == pytest.approx(sum(r[1] for r in runs) / len(runs), rel=0.02)
+    assert want.cold == pytest.approx(sum(r[1] for r in runs) / len(runs), rel=0.02, abs=1e-9)
     assert want.tokens == 35
 
 

@@ -210,14 +210,14 @@ def test_auto_gives_the_same_text_and_chooses(smol, adapter):
 
 
 def test_all_outcomes_covered_leave_no_cold_forwards(smol, adapter):
-    """But for the first forward of an answer and its last tokens; and more tokens come of each."""
+    """But for an answer's last tokens; and more tokens come of each."""
     prompts, params, found = _prompts(4, words=0), _params(100), {}
     for coverage in ("last", "all"):
         llm = engine(smol, speculative_config=isd(lora=adapter, coverage=coverage))
         stats(llm)
         _chat(llm, prompts, params)
         found[coverage] = stats(llm)
-    assert found["all"]["cold"] <= 2 * len(prompts) < found["last"]["cold"]
+    assert found["all"]["cold"] <= len(prompts) < found["last"]["cold"]
     assert found["all"]["tpf"] > 1.1 * found["last"]["tpf"]
 
 

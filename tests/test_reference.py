@@ -46,7 +46,7 @@ def _plain(model, prompt: list[int], count: int) -> list[int]:
 
 def _check_chain(trace: Trace, n: int) -> None:
     """What every trace must satisfy: the forwards are a chain of cold and verify forwards that emit the tokens."""
-    handed: tuple[int, ...] = ()
+    handed = trace.proposals
     for forward in trace.forwards:
         assert forward.kind == ("verify" if forward.drafts else "cold")
         assert forward.drafts == handed[: len(forward.drafts)]
@@ -68,20 +68,22 @@ def test_greedy_equals_plain_with_an_adapter_that_drafts_badly(tiny, lora, n):
     assert any(forward.accepted < len(forward.drafts) for forward in trace.forwards) == (n > 1)
 
 
+@pytest.mark.parametrize("cold", [0, 1], ids=["prompt with masks", "prompt without"])
 @pytest.mark.parametrize("n", [2, 4, 8])
-def test_right_drafts_give_n_tokens_a_forward(tiny, n):
+def test_right_drafts_give_n_tokens_a_forward(tiny, n, cold):
     model, _ = tiny
-    answer = _plain(model, PROMPT, 1 + 1 + 3 * n)  # the prompt's token, the cold forward's, three full forwards
+    answer = _plain(model, PROMPT, 1 + cold + 3 * n)  # the prompt's token, a cold forward's, three full forwards
 
     def oracle(tokens: list[int], m: int) -> list[int]:
         done = len(tokens) - len(PROMPT)
         return answer[done : done + m]
 
-    trace = decode(model, PROMPT, n=n, mask_token_id=MASK, max_tokens=len(answer), oracle=oracle)
+    options = {"n": n, "mask_token_id": MASK, "max_tokens": len(answer), "prompt_masks": not cold}
+    trace = decode(model, PROMPT, oracle=oracle, **options)
     assert trace.tokens == answer
-    assert [forward.kind for forward in trace.forwards] == ["cold", "verify", "verify", "verify"]
-    assert [len(forward.emitted) for forward in trace.forwards] == [1, n, n, n]
-    assert trace.tpf == (1 + 3 * n) / 4
+    assert [forward.kind for forward in trace.forwards] == ["cold"] * cold + ["verify"] * 3
+    assert [len(forward.emitted) for forward in trace.forwards] == [1] * cold + [n] * 3
+    assert trace.tpf == (cold + 3 * n) / (cold + 3)
     _check_chain(trace, n)
 
 
@@ -99,8 +101,8 @@ def test_a_wrong_draft_is_replaced_and_the_next_forward_is_cold(tiny, wrong):
     trace = decode(model, PROMPT, n=4, mask_token_id=MASK, max_tokens=MAX_TOKENS, oracle=oracle)
     assert trace.tokens == answer
     _check_chain(trace, 4)
-    assert [f.kind for f in trace.forwards[:4]] == ["cold", "verify", "cold", "verify"]
-    assert [f.accepted for f in trace.forwards[:4]] == [0, wrong, 0, wrong]
+    assert [f.kind for f in trace.forwards[:4]] == ["verify", "cold", "verify", "cold"]
+    assert [f.accepted for f in trace.forwards[:4]] == [wrong, 0, wrong, 0]
 
 
 def test_ends_at_the_end_of_sequence_token(tiny):
@@ -242,6 +244,6 @@ def test_the_adapter_moves_the_drafts_but_not_the_answers(sampled):
     drafts = [torch.zeros(VOCAB) for _ in range(2)]
     for count, group in zip(drafts, (traces, plain), strict=True):
         for trace in group:
-            count[trace.forwards[0].proposals[0]] += 1
+            count[trace.proposals[0]] += 1
     assert drafts[0][MASK] == drafts[1][MASK] == 0
     assert chi_square_two(*drafts).pvalue < 1e-6

@@ -34,12 +34,13 @@ def gate(batch: Batch, own: Tensor, draft_adapter: int, out: Gate) -> None:
     own: [B] int, the adapter slot of each request, -1 for none; draft_adapter: the adapter slot of mask rows.
 
     In a decode row `[x, d1..dk, M1..Mm]` k is what the request's last forward proposed, or less where the row was cut.
-    A row that starts in the prompt has no drafts and no masks, whatever stands behind it.
+    Where x is the last token of the prompt there are masks alone. A row that starts before it has neither, whatever
+    stands behind it.
     """
     rows = (batch.logits_start[1:] - batch.logits_start[:-1]).long()
-    decodes = batch.seq_len[: len(rows)].long() - rows >= batch.prefill_len[batch.slot].long()
-    slots = torch.where(decodes, rows - 1, 0)
-    drafts = torch.minimum(batch.drafts[batch.slot].long(), slots)
+    generated = batch.seq_len[: len(rows)].long() - rows - batch.prefill_len[batch.slot].long()  # tokens before x
+    slots = torch.where(generated >= -1, rows - 1, 0)
+    drafts = torch.where(generated >= 0, torch.minimum(batch.drafts[batch.slot].long(), slots), 0)
     out.drafts.copy_(drafts)
     out.masks.copy_(slots - drafts)
     masks = slots - drafts

@@ -88,15 +88,16 @@ def test_a_draft_is_drawn_from_what_is_kept():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_gate_equals_the_oracle(seed):
-    """Prefill chunks, rows that start in the prompt, decode rows of any width, drafts fewer than slots and more."""
+    """Chunks and ends of prompts, rows that start in one, decode rows of any width, drafts fewer or more than slots."""
     g = torch.Generator().manual_seed(seed)
     batch = 9
     slots = torch.randint(0, 7, (batch,), generator=g)
     prefill = torch.full((SLOTS,), 50)
-    kind = torch.randint(0, 3, (batch,), generator=g)  # 0 chunk of a prompt, 1 its last token with slots, 2 decode
+    kind = torch.randint(0, 4, (batch,), generator=g)
+    # A chunk of a prompt, its last token with slots (first or behind nine others), a row from before it, a decode row.
     rows = torch.where(kind == 0, 1, slots + 1)
-    seq = torch.where(kind == 0, 30, torch.where(kind == 1, 49 + rows, 70 + rows))
-    tokens = torch.where(kind == 0, 20, rows)
+    seq = torch.tensor([30, 49, 45, 70])[kind] + torch.where(kind == 0, 0, rows)
+    tokens = torch.where(kind == 0, 20, rows + torch.where(kind == 1, 9 * (seq % 2), 0))
     starts = [torch.cat([torch.zeros(1), x.cumsum(0)]).int() for x in (tokens, rows)]
     slot = torch.randperm(SLOTS, generator=g)[:batch]
     given = Batch(
@@ -114,7 +115,8 @@ def test_the_gate_equals_the_oracle(seed):
     for one, other in zip(*results, strict=True):
         assert torch.equal(one, other)
     found = results[1]
-    assert torch.equal(found.drafts + found.masks, torch.where(kind == 2, slots, 0).int())
+    assert torch.equal(found.drafts + found.masks, torch.where((kind == 1) | (kind == 3), slots, 0).int())
+    assert not found.drafts[kind == 1].any()
     assert int((found.logits_adapter == 3).sum()) == int(found.masks.sum()) == int((found.token_adapter == 3).sum())
 
 

@@ -74,6 +74,34 @@ def draft_lora_slot(module: ModuleType) -> None:
 
 
 @patch(
+    "masks-behind-prompts",
+    _SCHEDULER,
+    what="the forward that ends a prompt carries mask slots too, so that an answer's first decode forward has drafts",
+    why="vLLM gives speculative slots to requests that decode; ISD's drafts come from slots of the forward before",
+    removed_by="speculative slots for requests whose prompt ends in the step, or a hook on a settled SchedulerOutput",
+)
+def masks_behind_prompts(module: ModuleType) -> None:
+    """Wrap `_update_after_schedule`, the last thing that `schedule` does with its output."""
+    scheduler = module.Scheduler
+    original = expect_source(scheduler, "_update_after_schedule", "request.num_computed_tokens += num_scheduled_token")
+    expect_source(
+        scheduler, "schedule", "self._update_after_schedule(scheduler_output)", "self._inflight_prefills.add(request)"
+    )
+
+    @functools.wraps(original)
+    def _update_after_schedule(self, scheduler_output):
+        if runs_isd(self.vllm_config):
+            if not hasattr(self, "isd_prompts"):
+                from vllm_idlm.prompt_masks import PromptMasks
+
+                self.isd_prompts = PromptMasks(self)
+            self.isd_prompts.widen(scheduler_output)
+        return original(self, scheduler_output)
+
+    scheduler._update_after_schedule = _update_after_schedule
+
+
+@patch(
     "requests-may-opt-out",
     "vllm.v1.core.sched.async_scheduler",
     what="AsyncScheduler gives no speculative slots to requests that opt out of ISD",

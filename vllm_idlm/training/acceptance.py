@@ -66,18 +66,16 @@ def chain(rates: dict[int, Sequence[float]], prompt: int, total: int, masks: int
     covered: with masks behind every accepted prefix (`coverage` "all"), so that a rejection makes no forward cold.
 
     rates[s][j]: acceptance of the draft at depth j (for place s+1+j) of the block that starts at s, given the text.
-    The pending token at s is verified with that block's drafts; it starts cold at s = prompt.
+    The pending token at s is verified with that block's drafts, the first one with those of the prompt's forward.
     """
     verify, cold = [0.0] * (total + 1), [0.0] * (total + 1)  # expected visits with the pending token at a place
-    cold[prompt] = 1.0
+    verify[prompt] = 1.0
     found = Chain(float(total - 1 - prompt), drafted=[0.0] * masks, reached=[0.0] * masks, accepted=[0.0] * masks)
     for s in range(prompt, total - 1):  # the last token needs no forward behind it
         found.forwards += cold[s] + verify[s]
         found.cold += cold[s]
         verify[s + 1] += cold[s]
         alive = verify[s]
-        if not alive:  # so the first pending token, whose block would begin in the prompt's forward
-            continue
         depths = min(masks, total - 1 - s)
         for j in range(depths):
             rate = rates[s][j]

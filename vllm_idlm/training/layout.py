@@ -122,12 +122,12 @@ def block_starts(prompt: int, total: int, block: int, tilings: int, rng: random.
     """Starts of blocks over an answer that begins at `prompt` and ends before `total`, sorted.
 
     A tiling is one block after another from a random offset. `tilings` different ones are laid over each other: 1 is
-    the paper's layout, `block` lets a block start at every place. The first start is prompt + 1: the prompt's forward
-    yields one token, the next forward has the first masks. Each start has a token to predict (start + 1 < total).
+    the paper's layout, `block` lets a block start at every place. The first start is `prompt`: the prompt's own
+    forward has the first masks. Each start has a token to predict (start + 1 < total).
     """
-    room = min(block, total - 2 - prompt)  # offsets that leave at least one mask
+    room = min(block, total - 1 - prompt)  # offsets that leave at least one mask
     offsets = rng.sample(range(room), min(tilings, room)) if room > 0 else []
-    return sorted(s for o in offsets for s in range(prompt + 1 + o, total - 1, block))
+    return sorted(s for o in offsets for s in range(prompt + o, total - 1, block))
 
 
 def pack(lengths: Sequence[int], row_tokens: int) -> list[list[int]]:

@@ -131,8 +131,8 @@ class ISDProposer(EngineState):
     def lora_mapping(self, batch: Any, scheduled: np.ndarray, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adapter ids of all logits rows and of all token rows: the request's own, the draft adapter's at mask slots.
 
-        scheduled, sampled: [num_reqs] token rows and logits rows of each request; drafts and
-        masks follow the pending token in both.
+        scheduled, sampled: [num_reqs] token rows and logits rows of each request; drafts and masks stand at the end of
+        both, behind the pending token or the end of a prompt.
         """
         with self.stats.timed():
             own = batch.request_lora_mapping[: batch.num_reqs]
@@ -140,7 +140,8 @@ class ISDProposer(EngineState):
             first = np.array([1 + len(row.drafts) for row in rows], dtype=np.int64)
             masks = np.array([row.all_masks for row in rows], dtype=np.int64)
             return tuple(
-                _mark(np.repeat(own, count), count, first, masks, DRAFT_LORA_ID) for count in (sampled, scheduled)
+                _mark(np.repeat(own, count), count, first + count - sampled, masks, DRAFT_LORA_ID)
+                for count in (sampled, scheduled)
             )
 
     # -- after the sampler

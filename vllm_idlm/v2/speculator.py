@@ -73,6 +73,13 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         """Take our places in a runner whose model is loaded: its rejection sampler's, and its LoRA state's."""
         self.runner = runner
         runner.rejection_sampler = ISDRejectionSampler(runner, self)
+        add = self.req_states.add_request
+
+        def add_request(req_id: str, *args: Any, **kwargs: Any) -> None:
+            add(req_id, *args, **kwargs)
+            self.req_states.draft_tokens[self.req_states.req_id_to_index[req_id]].fill_(self.mask_token_id)
+
+        self.req_states.add_request = add_request  # vLLM fills a new request's slots with zeros, no drafts of anything
         if self.settings.lora is not None:
             self.load_model(runner.model)
             runner.lora_state = GatedLoraState(runner.lora_state, self.draft_lora)
