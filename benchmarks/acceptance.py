@@ -31,12 +31,11 @@ def held_out(count: int, share: float = 0.03, kinds: int = 12) -> list[list[dict
     return [chat for chats in by_kind.values() for chat in chats[:each]][:count]
 
 
-def answer(llm: Any, chats: list, temperature: float, tokens: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Token ids of prompt and answer of each chat; answers may end before `tokens`."""
+def answer(llm: Any, chats: list, temperature: float, tokens: int) -> list[tuple[list[int], list[int]]]:
+    """Token ids of prompt and answer of each chat; answers may end before `tokens`. No request has its own seed."""
     from vllm import SamplingParams
 
-    made = [SamplingParams(temperature=temperature, max_tokens=tokens, seed=seed + i) for i in range(len(chats))]
-    outputs = llm.chat(chats, made if temperature else made[0], use_tqdm=False)
+    outputs = llm.chat(chats, SamplingParams(temperature=temperature, max_tokens=tokens), use_tqdm=False)
     return [(list(o.prompt_token_ids), list(o.outputs[0].token_ids)) for o in outputs]
 
 
@@ -53,7 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     chats, temperatures = held_out(args.prompts), [float(t) for t in args.temperatures.split(",")]
     llm = common.start("plain", 0, enforce_eager=True)
-    plain = {t: answer(llm, chats, t, args.tokens, 0) for t in temperatures}
+    plain = {t: answer(llm, chats, t, args.tokens) for t in temperatures}
     del llm
     gc.collect()
     rows = []
@@ -74,7 +73,7 @@ def main() -> None:
 
 def _serve(llm: Any, chats: list, temperature: float, tokens: int, plain: list) -> dict[str, Any]:
     llm.collective_rpc("isd_stats", args=(True,))
-    made = answer(llm, chats, temperature, tokens, 1000)
+    made = answer(llm, chats, temperature, tokens)
     found = llm.collective_rpc("isd_stats")[0]
     expected = without_cold(found["accepted_per_position"], found["drafted_per_position"])
     same = sum(a == b for a, b in zip(made, plain, strict=True)) if temperature == 0 else None

@@ -22,7 +22,7 @@ from tests import tiny
 from tests.servers import one_called, serving
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow, pytest.mark.timeout(1800)]
-LONG, SECONDS = 300, 120
+LONG, SECONDS = 900, 120
 NAME = "tiny"
 RAY = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 

@@ -115,7 +115,10 @@ void shrink_ranks(const Call<T>& call, const Block& block, const T* a, float* h)
       }
   };
   const int64_t whole = call.in / C::size * C::size;
-  for (int64_t i = 0; i < whole; i += C::size) step([i](const T* from) { return load64(from + i); });
+  for (int64_t i = 0; i < whole; i += C::size) {  // beside the work on these ranks, the next ones are fetched
+    for (int k = 0; k < K; ++k) __builtin_prefetch(a + (K + k) * call.in + i);
+    step([i](const T* from) { return load64(from + i); });
+  }
   if (const size_t rest = (call.in - whole) * sizeof(T))
     step([whole, rest](const T* from) { return load_some(from + whole, rest); });
   for (int k = 0; k < K; ++k)
@@ -132,6 +135,7 @@ void expand_tile(const Call<T>& call, const Block& block, const Slice<T>& slice,
   f32v total[R][W][C::parts] = {};
   for (int64_t k = 0; k < used; ++k, b += slice.out)
     for (int w = 0; w < W; ++w) {
+      __builtin_prefetch(b + (W + w) * C::size);
       const C weight(load(b + w * C::size));
       for (int r = 0; r < R; ++r)
         for (int p = 0; p < C::parts; ++p) total[r][w][p] += weight.part[p] * h[r * call.h_width + k];
