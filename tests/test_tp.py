@@ -107,9 +107,18 @@ def test_three_ranks_of_the_embedded_model(smol, adapter, backend):
     options = {"model": smol, "skip_tokenizer_init": False}
     speculative = {"speculative_config": isd(adapter, mask_token_id=16)}
     one = found(1, **options, **speculative)
-    three = found(3, backend, **options, **speculative)
+    three = found(3, backend, **options, **speculative, **({"ray_cpus": 3} if backend == "ray" else {}))
     check(three, one["answers"]["greedy"], 3)
     assert one["answers"]["greedy"] == one["answers"]["without isd"]
+
+
+@pytest.mark.slow
+def test_more_ranks_than_rays_cpus_are_refused(model):
+    """vLLM would wait for them for half an hour."""
+    pytest.importorskip("ray")
+    path, draft = model
+    with pytest.raises(AssertionError, match=r"tensor_parallel_size=2 on Ray: 2 ranks .* and Ray has 1"):
+        found(2, "ray", model=path, speculative_config=isd(draft), ray_cpus=1)
 
 
 def test_pipeline_parallelism_is_refused(model):

@@ -63,6 +63,9 @@ def points(folder: Path | None = None) -> list[Point]:
     folder = folder or results()
     for file in sorted(folder.glob("*.json")) if folder else []:
         record = json.loads(file.read_text(encoding="utf-8"))
+        if str(record.get("provenance", {}).get("command", "")).startswith("idlm bench"):
+            found += _bench(file.name, record)
+            continue
         read = _READERS.get(str(record.get("command", "")).split(" --")[0].strip())
         if read and not (record.get("result") or {}).get("shape"):  # shapes with dummy weights: GPU runs, not fitted
             found += read(file.name, record["result"])
@@ -96,6 +99,24 @@ def _coverage(file: str, result: dict[str, Any]) -> Iterator[Point]:
                 own = row[coverage]
                 oh = own["TPF"] / own["speedup"]
                 yield _cpu(file, "risd", n, groups, row["batch"], own["TPF"], oh, plain_ms)
+
+
+def _bench(file: str, report: dict[str, Any]) -> Iterator[Point]:
+    """A report of `idlm bench`: the rows of ISD with a fixed coverage, of the embedded model's compiled engines."""
+    if report["asked"]["model"] != "smollm2-135m-risd":
+        return
+    plain = {
+        (row["concurrency"], row["temperature"]): row["step_ms"]["median"]
+        for row in report["rows"]
+        if row["method"] == "plain"
+    }
+    for row in report["rows"]:
+        engine = report["engines"][row["method"]]
+        isd, place = engine.get("isd") or {}, (row["concurrency"], row["temperature"])
+        if engine["compiled"] and isd.get("coverage") in ("last", "all") and place in plain:
+            groups = isd["n"] - 1 if isd["coverage"] == "all" else 0
+            method = "risd" if isd.get("lora") else "isd"
+            yield _cpu(file, method, isd["n"], groups, place[0], row["TPF"], row["OH"]["median"], plain[place])
 
 
 def _cpu(file: str, method: str, n: int, groups: int, batch: int, tpf: float, oh: float, plain_ms: float) -> Point:

@@ -7,7 +7,9 @@ on drafts by themselves (docs/deploy.md). Ray imports this file in its actors be
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from typing import Any
 
 from vllm_idlm.plugin import register
 
@@ -45,6 +47,8 @@ class ISDRayExecutor(ray_executor_v2.RayExecutorV2):
         return ray_executor_v2.RayExecutorV2._get_actor_resource_kwargs()
 
     def _init_executor(self) -> None:
+        if current_platform.is_cpu():
+            _refuse_too_few_cpus(self.parallel_config)
         with _cpu_workers() if current_platform.is_cpu() else contextlib.nullcontext():
             initialize_ray_cluster(self.parallel_config, require_gpu_on_driver=False)
             check_nodes(self.parallel_config.placement_group, self.parallel_config.ray_runtime_env)
@@ -63,6 +67,24 @@ class ISDRayDistributedExecutor(RayDistributedExecutor):
         initialize_ray_cluster(self.parallel_config)
         check_nodes(self.parallel_config.placement_group, self.parallel_config.ray_runtime_env)
         super()._init_executor()
+
+
+def _refuse_too_few_cpus(parallel_config: Any) -> None:
+    """SettingsError if Ray has fewer CPUs than ranks. vLLM would wait for them, for half an hour."""
+    import ray
+
+    if parallel_config.placement_group or parallel_config.world_size <= 1:
+        return
+    if not ray.is_initialized():  # as vLLM does on a CPU
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(runtime_env=parallel_config.ray_runtime_env)
+    ranks, cpus = parallel_config.world_size, int(ray.cluster_resources().get("CPU", 0))
+    if ranks > cpus and ray.util.get_current_placement_group() is None:
+        raise SettingsError(
+            f"tensor_parallel_size={parallel_config.tensor_parallel_size} on Ray: {ranks} ranks take a CPU each on the "
+            f"CPU platform, and Ray has {cpus}. Allowed are at most {cpus} ranks; or start Ray with more "
+            f"(`ray start --head --num-cpus {ranks}`), or leave Ray out (--distributed-executor-backend mp)"
+        )
 
 
 @contextlib.contextmanager
