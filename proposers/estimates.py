@@ -53,7 +53,12 @@ class Cost:
     over rows fitted to its last fifty or so steps (the slope is held back until rows have varied). A kind that is not
     run is taken for what it was, or at first for the table, which is too good; so it is tried, and found out. What is
     known of it fades over thousands of steps, and it is tried again.
+
+    A machine that slows down slows both: once a kind is known well, what its steps get dearer or cheaper by is passed
+    on to the other kind as a factor. Else the kind that is not run would keep the times of a better hour, and be tried.
     """
+
+    _KNOWN = 40  # steps (of the fifty that count) from which on a change is the machine's, not something learnt
 
     def __init__(
         self,
@@ -70,7 +75,8 @@ class Cost:
         self._rows = np.asarray(rows, dtype=float)
         self._tables = {False: np.asarray(plain, dtype=float), True: np.asarray(masked, dtype=float)}
         self._keep, self._keep_other = keep, keep_other
-        self._sums = {False: np.zeros(5), True: np.zeros(5)}  # 1, x, xx, y, xy
+        self._sums = {False: np.zeros(5), True: np.zeros(5)}  # 1, x, xx, y, xy; y in seconds of the time they were at
+        self._drift = {False: 1.0, True: 1.0}  # what seconds of each kind have become since
 
     def table(self, rows: int, masked: bool) -> float:
         """Seconds by the table, in between and beyond its entries along straight lines."""
@@ -84,9 +90,13 @@ class Cost:
         """A step with that many rows took that long; over three times the estimate is a pause, and left out."""
         if self._sums[masked][0] > 4 and seconds > 3 * self(rows, masked):
             return
-        y = seconds - self.table(rows, masked)
+        before = self(rows, masked)
+        y = seconds / self._drift[masked] - self.table(rows, masked)
         self._sums[masked] = self._sums[masked] * self._keep + (1, rows, rows * rows, y, rows * y)
         self._sums[not masked] = self._sums[not masked] * self._keep_other
+        if self._sums[masked][0] > self._KNOWN:
+            drift = self._drift[not masked] * self(rows, masked) / before
+            self._drift[not masked] = float(np.clip(drift, 1 / 4, 4))
 
     def __call__(self, rows: int, masked: bool) -> float:
         """Seconds expected of a step."""
@@ -97,4 +107,4 @@ class Cost:
             slope = (xy - x * y / count) / (spread + 16 * count)  # as if rows had varied by 4 around a flat line
             line = (y - slope * x) / count + slope * rows
             made += line * count / (count + 0.2)  # as if a fifth of a step had been as the table says
-        return float(max(made, 1e-6))
+        return float(max(made * self._drift[masked], 1e-6))

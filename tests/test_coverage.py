@@ -136,6 +136,25 @@ def test_steps_with_masks_say_nothing_of_steps_without():
     assert choose([0.5], cost, requests=4).stride == 2, "drafting is never tried again"
 
 
+def test_a_machine_that_slows_down_slows_both_kinds():
+    """Plain decoding gets dearer by 60% and cheaper again; drafting, which does too, is not tried for that.
+
+    Without the factor it is tried seven times here; once or twice it is because what is known of it fades.
+    """
+    truth = {False: lambda rows: 2.0 + 0.01 * rows, True: lambda rows: 2.9 + 0.03 * rows}
+    cost = Cost([1, 16], [1.0, 1.1], [1.0, 1.1])
+    draw, tried = np.random.default_rng(0), 0
+    for step in range(1200):
+        best = choose([0.5], cost, requests=4)
+        masked = best.stride > 1
+        tried += masked and step > 100
+        rows = 4 * (3 + len(best.groups)) if masked else 4
+        speed = 1.6 if 300 < step < 700 else 1.0
+        cost.observe(rows, masked, speed * truth[masked](rows) * draw.normal(1, 0.03))
+    assert tried <= 2
+    assert cost(12, True) == pytest.approx(truth[True](12), rel=0.2)
+
+
 # -- rows
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from vllm_idlm import settings as isd_settings
 from vllm_idlm.proposers.state import MASK, plan_slots
 
+_PLAIN = 6  # an answer's last few forwards have no slots either
+
 
 class PromptMasks:
     """One scheduler's masks behind prompts."""
@@ -22,6 +24,7 @@ class PromptMasks:
         """scheduler: vLLM's Scheduler, of an engine that runs ISD."""
         self._scheduler = scheduler
         self._settings = isd_settings.of(scheduler.vllm_config)
+        self._without = 0  # decoding steps in a row in which nothing had slots
         # Both have been told of a step's blocks before it gets here.
         self._off = scheduler.connector is not None or scheduler.needs_kv_cache_zeroing
 
@@ -31,9 +34,14 @@ class PromptMasks:
         The scheduler's requests still stand as before the step. One that gets no masks starts with a cold forward; its
         text is the same.
         """
-        if self._off or not (ending := list(self._ending(output))):
+        if self._off:
             return
-        masks = 0 if self._decodes_plainly(output) else self._settings.stride(len(output.num_scheduled_tokens)) - 1
+        ending = list(self._ending(output))
+        if not ending:
+            self._without = 0 if output.scheduled_spec_decode_tokens else self._without + 1
+            return
+        plain = self._settings.coverage == "auto" and self._without >= _PLAIN  # the choice of the moment
+        masks = 0 if plain else self._settings.stride(len(output.num_scheduled_tokens)) - 1
         for request in ending:
             padded = len(output.scheduled_spec_decode_tokens.get(request.request_id, ()))
             wanted = self._masks(request, masks)
@@ -53,13 +61,6 @@ class PromptMasks:
                 slots = len(output.scheduled_spec_decode_tokens.get(name, ()))
                 if request.num_computed_tokens + count - slots == request.num_tokens:
                     yield request
-
-    def _decodes_plainly(self, output: Any) -> bool:
-        """Whether requests decode in this step and none has slots: under `auto` the choice of the moment."""
-        if self._settings.coverage != "auto":
-            return False
-        decoding = output.num_scheduled_tokens.keys() - self._prefills(output)
-        return bool(decoding) and not any(name in output.scheduled_spec_decode_tokens for name in decoding)
 
     def _masks(self, request: Any, masks: int) -> int:
         """Masks that are of use behind the request's last token.
