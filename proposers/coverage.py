@@ -71,6 +71,27 @@ def choose(
     return best
 
 
+def choose_width(
+    acceptance: Sequence[float], cost: Callable[[int, bool], float], requests: int = 1, most: int = 99
+) -> Choice:
+    """`choose` where all rows of a forward are of one width, cold ones too, and groups stand behind full rows alone.
+
+    So is Model Runner V2: a cycle of 1 + u forwards takes (1 + u) T(rows), and the groups are those behind the fewest
+    accepted drafts. Same arguments; `value` and `price` are not used there, and 0.
+    """
+    best = Choice(1, (), requests / cost(requests, False), 0.0, 0.0)
+    whole = len(acceptance)
+    for k in range(1, whole + 1):
+        chances, tokens = outcomes(acceptance[:k]), expected_tokens(acceptance[:k])
+        for count in range((min(k, most) if k == whole else 0) + 1):
+            missed = 1 - chances[k] - sum(chances[:count])
+            taken = cost(requests * (1 + 2 * k + count * k), True)
+            rate = requests * (tokens + missed) / ((1 + missed) * taken)
+            if rate > best.rate:
+                best = Choice(k + 1, tuple(range(count)), rate, 0.0, 0.0)
+    return best
+
+
 def worthwhile(acceptance: Sequence[float], choice: Choice) -> tuple[int, ...]:
     """The groups that pay for a row whose drafts have these acceptances, the likeliest first."""
     chances = outcomes(acceptance)[:-1]

@@ -31,6 +31,12 @@ class Acceptance:
         for place, q in enumerate(confidence[: accepted + 1]):
             self._counts[place, bisect_right(_EDGES, q)] += (place < accepted, 1)
 
+    def count(self, drafts: np.ndarray, accepted: np.ndarray) -> None:
+        """Rows were verified, drafts and accepted of each [B] int, of drafts whose confidence is not known."""
+        for place in range(len(self._counts)):
+            tried = (drafts > place) & (accepted >= place)
+            self._counts[place, 0] += ((tried & (accepted > place)).sum(), tried.sum())
+
     def by_place(self) -> list[float]:
         """a_1 .. a_k over all drafts."""
         accepted, tried = self._counts.sum(1).T

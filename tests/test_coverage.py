@@ -6,25 +6,27 @@ import random
 
 import numpy as np
 import pytest
-from vllm_idlm.proposers.coverage import choose, expected_tokens, outcomes, worthwhile
+from vllm_idlm.proposers.coverage import choose, choose_width, expected_tokens, outcomes, worthwhile
 from vllm_idlm.proposers.estimates import Acceptance, Cost
 from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups
 
 from vllm_idlm.tail import places, plan
 
 
-def simulated(acceptance, groups, cost, requests=1, forwards=200_000) -> float:
-    """Tokens a second of one request's chain of verify and cold forwards, by drawing it."""
+def simulated(acceptance, groups, cost, requests=1, forwards=200_000, one_width=False) -> float:
+    """Tokens a second of a chain of verify and cold forwards, by drawing it; one_width: cold ones have as many rows."""
     draw, k = random.Random(0), len(acceptance)
+    rows = 1 + 2 * k + k * len(groups)
+    cold = rows if one_width else 1 + k
     tokens = seconds = 0.0
     warm = False
     for _ in range(forwards):
         if not warm:
-            tokens, seconds, warm = tokens + 1, seconds + cost(requests * (1 + k), True), True
+            tokens, seconds, warm = tokens + 1, seconds + cost(requests * cold, True), True
             continue
         accepted = next((i for i, rate in enumerate(acceptance) if draw.random() >= rate), k)
         tokens += accepted + 1
-        seconds += cost(requests * (1 + 2 * k + k * len(groups)), True)
+        seconds += cost(requests * rows, True)
         warm = accepted == k or accepted in groups
     return requests * tokens / seconds
 
@@ -55,6 +57,30 @@ def test_the_rate_is_what_a_simulation_yields_and_no_other_choice_beats_it(accep
             groups = [j for j in range(most) if bits >> j & 1]
             others.append(simulated(acceptance[:most], groups, cost, forwards=20_000))
     assert max(others) <= best.rate * 1.03
+
+
+@pytest.mark.parametrize("acceptance", [[0.54, 0.49, 0.5], [0.9, 0.9, 0.9], [0.3, 0.2, 0.1]])
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.05, 0.2])
+def test_so_it_is_where_rows_have_one_width(acceptance, slope):
+    """Groups behind full rows alone, those behind the fewest accepted drafts first."""
+    cost = line(1.0, slope)
+    best = choose_width(acceptance, cost)
+    k = best.stride - 1
+    if k:
+        assert simulated(acceptance[:k], best.groups, cost, one_width=True) == pytest.approx(best.rate, rel=0.01)
+    allowed = [(k, 0) for k in range(1, len(acceptance))] + [(len(acceptance), count) for count in range(4)]
+    others = [1 / cost(1, False)] + [
+        simulated(acceptance[:k], range(count), cost, forwards=20_000, one_width=True) for k, count in allowed
+    ]
+    assert max(others) <= best.rate * 1.03
+
+
+def test_one_width_carries_what_it_may():
+    free = line(1.0, 0.0)
+    assert choose_width([0.5] * 3, free)[:2] == (4, (0, 1, 2))
+    assert choose_width([0.5] * 3, free, most=1)[:2] == (4, (0,))
+    assert choose_width([0.5] * 3, line(0.0, 1.0))[:2] == (1, ())
+    assert choose_width([], free)[:2] == (1, ())
 
 
 def test_free_rows_carry_every_group_and_dear_rows_none():
@@ -93,6 +119,17 @@ def test_acceptance_is_learnt_by_place_and_confidence_and_forgotten():
     for _ in range(5000):
         found.fade()
     assert found.by_place() == pytest.approx([0.6, 0.6], abs=0.01)
+
+
+def test_counts_of_a_batch_are_those_of_its_rows():
+    """A draft behind the first rejected one says nothing; a row without drafts neither."""
+    one, all_at_once = (Acceptance(3, keep=1.0) for _ in range(2))
+    rows = [(3, 3), (3, 0), (2, 1), (0, 0), (1, 1), (3, 2)]
+    for drafts, accepted in rows:
+        one.observe([0.05] * drafts, accepted)
+    all_at_once.count(*np.array(rows).T)
+    assert all_at_once.by_place() == one.by_place()
+    assert all_at_once._counts[0, 0].tolist() == [4, 5]
 
 
 def test_cost_follows_the_table_and_then_the_steps():

@@ -261,6 +261,14 @@ def test_isds_own_metrics(counted):
     assert forwards == growth["isd:tokens_total"] - _spec(growth, "accepted_tokens")
 
 
+def test_rows_are_counted(counted):
+    """A verify forward has 2 n - 1 rows, a cold one n, a prompt's end n - 1 masks; the last of an answer less."""
+    growth, _ = counted
+    verify, cold = (growth[f"isd:forwards_total {kind}"] for kind in ("verify", "cold"))
+    most = (2 * N - 1) * verify + N * cold + (N - 1) * len(PROMPTS)
+    assert 0 <= most - growth["isd:rows_total"] <= 3 * N * len(PROMPTS)
+
+
 def test_a_request_may_opt_out(server, alone):
     """The same answer, without a draft."""
     before = _counters(server)
@@ -269,3 +277,4 @@ def test_a_request_may_opt_out(server, alone):
     growth = {name: value - before[name] for name, value in _counters(server).items()}
     assert _spec(growth, "drafts") == 0
     assert growth["isd:forwards_total cold"] > 5
+    assert growth["isd:rows_total"] == growth["isd:forwards_total cold"]

@@ -267,12 +267,26 @@ def _slots(settings: ISDSettings, stride: int) -> int:
 
 
 def _fit_coverage(config: Any, settings: ISDSettings) -> ISDSettings:
-    """`settings` with a coverage that Model Runner V2 has: what was asked for by name, else the last group alone."""
-    if settings.coverage == "auto":
+    """`settings` with a coverage that this engine has: `auto` is `last` where rows cannot change their width.
+
+    Full CUDA graphs are captured for one width, and the ranks of data parallelism must agree on it (vLLM turns widths
+    by batch size off there).
+    """
+    if settings.coverage == "auto" and (_full_graphs(config) or config.parallel_config.data_parallel_size > 1):
         settings = settings.model_copy(update={"coverage": "last"})
         config.additional_config[KEY] = settings.model_dump()
         config.speculative_config.num_speculative_tokens = settings.slots
     return settings
+
+
+def _full_graphs(config: Any) -> bool:
+    """Whether the engine will capture full CUDA graphs, which is vLLM's default; before vLLM has chosen."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() or config.model_config.enforce_eager:
+        return False
+    mode = config.compilation_config.cudagraph_mode
+    return mode is None or mode.has_full_cudagraphs()
 
 
 def _packed(modules: list[str]) -> list[str]:

@@ -4,8 +4,10 @@ Entered by vLLM's own extension point (`vllm.stat_logger_plugins`); an engine wi
 
     isd:forwards_total{kind="verify"|"cold"}   decode forwards of requests, with drafts and without
     isd:tokens_total                           tokens that they emitted
+    isd:rows_total                             rows of the model that they took, masks behind prompts among them
 
-so TPF over the last minute is `sum(rate(isd:tokens_total[1m])) / sum(rate(isd:forwards_total[1m]))`.
+so rows per token is `isd:rows_total` over `isd:tokens_total`, and TPF over the last minute is
+`sum(rate(isd:tokens_total[1m])) / sum(rate(isd:forwards_total[1m]))`.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ _LABELS = ("model_name", "engine")
 
 
 @functools.cache
-def _counters() -> tuple[Any, Any]:
-    """The two counters, once a process: engines share them by their labels."""
+def _counters() -> tuple[Any, Any, Any]:
+    """The counters, once a process: engines share them by their labels."""
     from prometheus_client import Counter
 
     return (
         Counter("isd:forwards", "Decode forwards of requests, by kind.", ("kind", *_LABELS)),
         Counter("isd:tokens", "Tokens emitted by decode forwards.", _LABELS),
+        Counter("isd:rows", "Rows of decode forwards: pending tokens, drafts, mask slots.", _LABELS),
     )
 
 
@@ -42,9 +45,9 @@ class ISDStatLogger(StatLoggerBase):
         if self.on:
             names = vllm_config.model_config.served_model_name
             labels = (names if isinstance(names, str) else names[0], str(engine_index))
-            forwards, tokens = _counters()
+            forwards, tokens, rows = _counters()
             self._verify, self._cold = forwards.labels("verify", *labels), forwards.labels("cold", *labels)
-            self._tokens = tokens.labels(*labels)
+            self._tokens, self._rows = tokens.labels(*labels), rows.labels(*labels)
 
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
@@ -59,6 +62,8 @@ class ISDStatLogger(StatLoggerBase):
         self._verify.inc(verify)
         self._cold.inc(cold)
         self._tokens.inc(tokens)
+        # The ledger (masks-are-no-drafts) puts the slots there, those of steps that verified nothing into the next.
+        self._rows.inc(verify + cold + (found.num_draft_tokens_per_pos[-1] if found is not None else 0))
         self.verify, self.cold, self.tokens = self.verify + verify, self.cold + cold, self.tokens + tokens
 
     def log_engine_initialized(self) -> None:

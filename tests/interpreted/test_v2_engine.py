@@ -261,6 +261,17 @@ def test_no_step_waits_for_the_device(folders, monkeypatch):
     assert seen == []
 
 
+@COVERAGES
+def test_a_seeded_request_has_one_text(folders, coverage):
+    """Alone, again, beside others that have slots while it has none, and with an option that vLLM's chain computes."""
+    llm = start(folders, True, settings={"coverage": coverage})
+    for seeded in ({"temperature": 0.9, "seed": 11}, {"temperature": 1.1, "seed": 4, "top_k": 9, "logprobs": 1}):
+        alone, again = (tokens(ask(llm, PROMPTS[:1], 24, [seeded])) for _ in range(2))
+        beside = tokens(ask(llm, PROMPTS[:3], 24, [seeded, {"temperature": 1.0}, {"max_tokens": 9}]))
+        later = tokens(ask(llm, [*PROMPTS[1:4], PROMPTS[0]], 24, [{"max_tokens": 9}, {}, {}, seeded]))
+        assert alone == again == beside[:1] == later[3:]
+
+
 def test_schedule_and_opt_out(folders):
     """A stride that falls with the number of requests, down to plain decoding, and a request that wants no ISD."""
     lengths = (12, 24, 40)
@@ -276,13 +287,6 @@ def test_schedule_and_opt_out(folders):
     opted_out, other = trace[outputs[1].request_id], trace[outputs[2].request_id]
     assert all(not f["drafts"] and not f["masks"] for f in opted_out)
     assert {len(f["drafts"]) + f["masks"] for f in other} == {0, 2, 6}
-
-
-def test_auto_is_last_here(folders):
-    """No clock of the host decides on V2: auto is the causal row alone, and takes no more room than that."""
-    config = start(folders, False, settings={"coverage": "auto"}).llm_engine.vllm_config
-    assert config.additional_config["isd"]["coverage"] == "last"
-    assert config.speculative_config.num_speculative_tokens == 6
 
 
 def test_what_v2_refuses(folders):

@@ -12,6 +12,7 @@ import torch
 
 from tests import tiny
 from tests.engines import engine, isd, stats
+from tests.interpreted.test_v2_auto import any_width
 from tests.stats import chi_square_rows
 from tests.test_sampled import MASK, OPTIONS, PROMPT, VOCAB, _step
 
@@ -32,6 +33,7 @@ def folders(tmp_path_factory):
         ("t=0.7", "probabilistic", "last"),
         ("t=1", "probabilistic", "all"),
         ("penalties", "greedy", "last"),
+        ("t=1", "probabilistic", "auto"),
         *(
             pytest.param(o, "probabilistic", "last", marks=pytest.mark.slow)
             for o in ("t=1", "top-k", "top-p", "min-p", "penalties")
@@ -39,8 +41,11 @@ def folders(tmp_path_factory):
         *(pytest.param(o, "greedy", "all", marks=pytest.mark.slow) for o in ("t=0.7", "top-p")),
     ],
 )
-def test_next_tokens(folders, options, drafts, coverage):
-    """Every token from the third on (the first that a draft can be), given the answer before it."""
+def test_next_tokens(folders, options, drafts, coverage, monkeypatch):
+    """Every token from the third on (the first that a draft can be), given the answer before it.
+
+    auto: rows of a random width every step; without seeds, which would keep the width.
+    """
     from vllm import SamplingParams, TokensPrompt
 
     path, adapter = folders
@@ -48,9 +53,11 @@ def test_next_tokens(folders, options, drafts, coverage):
     sizes = {"max_model_len": 64, "max_num_seqs": 24, "max_num_batched_tokens": 256, "skip_tokenizer_init": True}
     llm = engine(path, speculative_config=config, async_scheduling=True, **sizes)
     stats(llm)
+    if coverage == "auto":
+        any_width(monkeypatch)
     params = [
-        SamplingParams(max_tokens=LENGTH, ignore_eos=True, detokenize=False, seed=i, **OPTIONS[options])
-        for i in range(SAMPLES)
+        SamplingParams(max_tokens=LENGTH, ignore_eos=True, detokenize=False, seed=seed, **OPTIONS[options])
+        for seed in ([None] * SAMPLES if coverage == "auto" else range(SAMPLES))
     ]
     outputs = llm.generate([TokensPrompt(prompt_token_ids=PROMPT)] * SAMPLES, params, use_tqdm=False)
     assert sum(stats(llm)["accepted_per_position"]) > SAMPLES / 10, "too few drafts were accepted to tell"

@@ -62,7 +62,7 @@ def greedy(model):
     return found
 
 
-@pytest.mark.parametrize("coverage", [pytest.param("last", marks=pytest.mark.slow), "all"])
+@pytest.mark.parametrize("coverage", [*(pytest.param(c, marks=pytest.mark.slow) for c in ("last", "auto")), "all"])
 def test_two_ranks(tmp_path, coverage):
     script = tmp_path / "script.py"
     model = str(tiny.write_tiny(tmp_path / "model", vocab=48))

@@ -13,9 +13,10 @@ _SCHEDULER = "vllm.v1.core.sched.scheduler"
 @patch(
     "masks-are-no-drafts",
     _SCHEDULER,
-    what="Scheduler.make_spec_decoding_stats counts real drafts only, and no cold forward",
+    what="Scheduler.make_spec_decoding_stats counts real drafts only, and no cold forward; slots travel beside them",
     why="vLLM counts every scheduled speculative slot as a draft; mask slots draft, they are not drafts",
-    removed_by="num_invalid_spec_tokens filled by vLLM for -1 slots also without asynchronous scheduling",
+    removed_by="num_invalid_spec_tokens filled by vLLM for -1 slots also without asynchronous scheduling, and "
+    "scheduled rows among its statistics",
 )
 def masks_are_no_drafts(module: ModuleType) -> None:
     """Wrap `update_from_output` (to count each request's -1 slots) and `make_spec_decoding_stats`."""
@@ -37,11 +38,20 @@ def masks_are_no_drafts(module: ModuleType) -> None:
     def make_spec_decoding_stats(
         self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
     ):
-        if runs_isd(self.vllm_config) and num_draft_tokens == (num_invalid_spec_tokens or {}).get(request_id, 0):
+        if not runs_isd(self.vllm_config):
+            return stats(
+                self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
+            )
+        self.isd_slots = getattr(self, "isd_slots", 0) + num_draft_tokens
+        if num_draft_tokens == (num_invalid_spec_tokens or {}).get(request_id, 0):
             return spec_decoding_stats
-        return stats(
+        found = stats(
             self, spec_decoding_stats, num_draft_tokens, num_accepted_tokens, num_invalid_spec_tokens, request_id
         )
+        if found is not None:  # the last place of a row is never a draft's, and `vllm_idlm.metrics` reads it
+            found.num_draft_tokens_per_pos[-1] += self.isd_slots
+            self.isd_slots = 0
+        return found
 
     scheduler.update_from_output = update_from_output
     scheduler.make_spec_decoding_stats = make_spec_decoding_stats
@@ -71,6 +81,64 @@ def draft_lora_slot(module: ModuleType) -> None:
             self.lora_config.max_loras = self.vllm_config.additional_config[USER_LORAS]
 
     scheduler.__init__ = __init__
+
+
+@patch(
+    "v2-pace",
+    _SCHEDULER,
+    what="on Model Runner V2 under auto, the scheduler asks ISD how many slots rows get, and tells it what steps did",
+    why="vLLM's table of speculative tokens by batch size is fixed at start; here it follows acceptance and time",
+    removed_by="a scheduler hook for the number of speculative tokens of a step",
+)
+def v2_pace(module: ModuleType) -> None:
+    """Wrap `Scheduler.__init__` and `update_from_output`."""
+    scheduler = module.Scheduler
+    original = expect_source(scheduler, "__init__", "self.dynamic_sd_lookup: list[int] | None = None")
+    expect_source(scheduler, "schedule", "self.dynamic_sd_lookup[")
+    update = expect(scheduler, "update_from_output", "self", "scheduler_output", "model_runner_output")
+
+    @functools.wraps(original)
+    def __init__(self, *args, **kwargs):  # noqa: N807
+        original(self, *args, **kwargs)
+        from vllm_idlm import settings
+
+        found = settings.of(self.vllm_config)
+        self.isd_pace = None
+        if found is not None and found.coverage == "auto" and self.use_v2_model_runner:
+            from vllm_idlm.v2.pace import Pace
+
+            self.isd_pace = self.dynamic_sd_lookup = Pace(self)
+
+    @functools.wraps(update)
+    def update_from_output(self, scheduler_output, model_runner_output):
+        if self.isd_pace is not None:
+            self.isd_pace.observe(scheduler_output, model_runner_output)
+        return update(self, scheduler_output, model_runner_output)
+
+    scheduler.__init__, scheduler.update_from_output = __init__, update_from_output
+
+
+@patch(
+    "v2-pace-start",
+    "vllm.v1.engine.core",
+    what="once an engine's workers are warm, its scheduler is told what rows cost there (auto on Model Runner V2)",
+    why="workers measure it, the scheduler decides by it, and vLLM makes the scheduler without a way to ask workers",
+    removed_by="a hook of the scheduler after the workers' warm-up",
+)
+def v2_pace_start(module: ModuleType) -> None:
+    """Wrap `EngineCore.__init__`."""
+    core = module.EngineCore
+    original = expect_source(core, "__init__", "self.scheduler", "self.model_executor")
+
+    @functools.wraps(original)
+    def __init__(self, *args, **kwargs):  # noqa: N807
+        original(self, *args, **kwargs)
+        if (pace := getattr(self.scheduler, "isd_pace", None)) is not None:
+            from vllm_idlm.v2.pace import measured
+
+            pace.start(**self.model_executor.collective_rpc(measured)[0])
+
+    core.__init__ = __init__
 
 
 @patch(

@@ -14,14 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from vllm_idlm import calibrate
 from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import confidence
 from vllm_idlm.kernels.draft import propose as draw
+from vllm_idlm.proposers.estimates import Cost
 from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups, plan_slots
 from vllm_idlm.settings import SettingsError
 from vllm_idlm.tail import TailAttention, plan
-from vllm_idlm.v1 import base_graph, calibrate, noise, policy
+from vllm_idlm.v1 import base_graph, noise, policy
 from vllm_idlm.v1.base_graph import BaseGraph
 from vllm_idlm.v1.sampler import ISDSampler
 
@@ -85,7 +87,7 @@ class ISDProposer(EngineState):
         if self.runner.vllm_config.parallel_config.world_size > 1:  # ranks would choose by clocks of their own
             self._only_last()
         else:
-            self.policy = policy.Auto(self.settings, calibrate.cost(self))
+            self.policy = policy.Auto(self.settings, Cost(*calibrate.measure(self)))
 
     # -- before the forward
 

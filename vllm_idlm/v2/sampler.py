@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
 
 class ISDRejectionSampler:
-    """Takes the place of `runner.rejection_sampler`; called in steps with slots behind a pending token."""
+    """Takes the place of `runner.rejection_sampler`; called in steps with slots, and by `SeededSampler`."""
 
     def __init__(self, runner: Any, isd: ISDSpeculator) -> None:
         self.sampler = runner.sampler
         self.req_states = runner.req_states
         self.isd = isd
         self.general = np.zeros(self.req_states.max_num_reqs, dtype=bool)  # by slot: options beyond the temperature
+        self.seeded = np.zeros(self.req_states.max_num_reqs, dtype=bool)  # by slot
         self._watch(self.sampler)
 
     def _watch(self, sampler: Any) -> None:
@@ -47,6 +48,7 @@ class ISDRejectionSampler:
             all_tokens = params.top_k <= 0 or params.top_k >= states.vocab_size
             truncates = params.min_p != 0.0 or params.top_p != 1.0 or not all_tokens
             self.general[slot] = params.temperature != 0.0 and truncates
+            self.seeded[slot] = params.temperature != 0.0 and params.seed is not None
             return found
 
         def noted(original: Any) -> Any:
@@ -71,7 +73,7 @@ class ISDRejectionSampler:
         """
         with self.isd.stats.timed():
             step = self.isd.step
-            step.logits = logits
+            step.logits = logits if input_batch.num_draft_tokens else None
             nans = get_num_nans(logits) if self.sampler.compute_nans else None
             wants = self.sampler.get_logprobs_dims(input_batch.idx_mapping_np)
             whole = wants is not None and self.sampler.logprobs_mode in PROCESSED_LOGPROBS_MODES
@@ -159,6 +161,25 @@ class ISDRejectionSampler:
             max_per_req_token_ids=wants[1],
             logits_mode=self.sampler.logprobs_mode in ("raw_logits", "processed_logits"),
         )
+
+
+class SeededSampler:
+    """Takes the place of `runner.sampler`, which vLLM calls in steps without any slots, and is it in all else.
+
+    Our noise is not vLLM's. A request with a seed has ours in every step: otherwise its text would depend on whether
+    others in the batch had slots.
+    """
+
+    def __init__(self, sampler: Any, verifier: ISDRejectionSampler) -> None:
+        self._sampler, self._verifier = sampler, verifier
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+    def __call__(self, logits: Tensor, input_batch: Any) -> SamplerOutput:
+        """As vLLM's Sampler."""
+        ours = self._verifier.isd.step is not None and self._verifier.seeded[input_batch.idx_mapping_np].any()
+        return (self._verifier if ours else self._sampler)(logits, input_batch)
 
 
 def _synthetic(verdict: Verdict, step: Step, rate: float) -> Verdict:

@@ -2,8 +2,8 @@
 
 A decode row is always `[x, d1..dk, M, .., M]` with 2(n - 1) slots behind x, so decode batches are uniform; how many of
 the slots hold drafts (k, 0 after a rejection) is known to the device alone. The ledger (`ledger.runner_v2`) calls, each
-step: `begin_step` when the inputs are laid out, (the forward), `ISDRejectionSampler` if there are drafts or masks, and
-vLLM itself calls `propose`.
+step: `begin_step` when the inputs are laid out, (the forward), `ISDRejectionSampler` if there are drafts or masks (or
+a seeded request), and vLLM itself calls `propose`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
 
+from vllm_idlm import calibrate
 from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
+from vllm_idlm.settings import SettingsError
 from vllm_idlm.tail import DevicePlan, TailAttention
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
-from vllm_idlm.v2.sampler import ISDRejectionSampler
+from vllm_idlm.v2.sampler import ISDRejectionSampler, SeededSampler
 
 log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
 
@@ -55,6 +57,7 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         self.draft_logits = None  # vLLM's own cache of q has twice the rows and is not used
         self.synthetic: float | None = None  # benchmarks only: drafts pass at this rate, whatever they are
         self.step: Step | None = None
+        self.measured: dict[str, Any] | None = None  # what the scheduler's `Pace` starts from
         self._mapping: Mapping | None = None
 
     def _reserve(self, vllm_config: Any, slots: int) -> Tensor | None:
@@ -73,6 +76,7 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         """Take our places in a runner whose model is loaded: its rejection sampler's, and its LoRA state's."""
         self.runner = runner
         runner.rejection_sampler = ISDRejectionSampler(runner, self)
+        runner.sampler = SeededSampler(runner.sampler, runner.rejection_sampler)
         add = self.req_states.add_request
 
         def add_request(req_id: str, *args: Any, **kwargs: Any) -> None:
@@ -86,12 +90,29 @@ class ISDSpeculator(EngineState, BaseSpeculator):
             self._mapping = Mapping(runner.lora_manager._adapter_manager)
 
     def attach_attention(self) -> None:
-        """Hook the attention of extra groups, once vLLM has made its metadata builders; SettingsError if it cannot."""
-        if not self.settings.groups:
+        """Hook the attention of extra groups, once vLLM has made its metadata builders.
+
+        Raises SettingsError if the model's attention cannot have them and they were asked for by name.
+        """
+        groups = self.settings.groups[: self.settings.extra]
+        if not groups:
             return
-        self.tail = TailAttention()
-        self.tail.attach(self.runner)
-        self.tail.plan = DevicePlan(self.settings.masks, self.settings.groups, self.device)
+        tail = TailAttention()
+        try:
+            tail.attach(self.runner)
+        except SettingsError as error:
+            if self.settings.coverage != "auto":
+                raise
+            log.info("%s", error)
+        else:
+            self.tail = tail
+            self.tail.plan = DevicePlan(self.settings.masks, groups, self.device)
+
+    def warm_up(self) -> None:
+        """Once the model is compiled: measure what rows cost here, for `auto`, which the scheduler decides."""
+        if self.settings.coverage == "auto":
+            groups = self.settings.extra if self.tail is not None else 0
+            self.measured = {**calibrate.measure(self)._asdict(), "groups": groups}
 
     # -- before the forward
 

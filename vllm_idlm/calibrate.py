@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from vllm_idlm.engine_args import DRAFT_LORA_ID
-from vllm_idlm.proposers.estimates import Cost
 
 log = logging.getLogger("vllm.idlm")
 _ROWS = (1, 2, 4, 7, 10, 13, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 _PASSES, _SECONDS = 3, 2.0
 
 
-@torch.inference_mode()
-def cost(isd: Any) -> Cost:
-    """A table of forwards with and without mask slots (which take the draft adapter, if there is one).
+class Measured(NamedTuple):
+    """Seconds of a forward by its rows, as `Cost` takes them; plain lists, for other processes."""
 
-    isd: the proposer. Stops at the rows of a full batch, or after two seconds; the line goes on from there.
+    rows: list[int]
+    plain: list[float]
+    masked: list[float]
+
+
+@torch.inference_mode()
+def measure(isd: Any) -> Measured:
+    """Forwards with and without mask slots (which take the draft adapter, if there is one).
+
+    isd: the proposer or speculator. Stops at the rows of a full batch, or after two seconds; `Cost` goes on from there.
     """
     runner, draft_lora = isd.runner, isd.draft_lora
     config = runner.vllm_config
@@ -36,15 +43,15 @@ def cost(isd: Any) -> Cost:
             plain[count] = min(plain.get(count, 1e9), _seconds(isd, count, None))
             if draft_lora is not None:
                 masked[count] = min(masked.get(count, 1e9), _seconds(isd, count, draft_lora))
-    table = Cost(list(plain), _rising(plain), _rising(masked or plain))
-    found = ", ".join(f"{r}: {table(r, False) * 1e3:.1f}/{table(r, True) * 1e3:.1f}" for r in plain)
+    measured = Measured(list(plain), _rising(plain), _rising(masked or plain))
+    found = ", ".join(f"{r}: {p * 1e3:.1f}/{m * 1e3:.1f}" for r, p, m in zip(*measured, strict=True))
     log.info("ISD: ms of a forward by rows, without/with mask slots: %s", found)
-    return table
+    return measured
 
 
-def _rising(seconds: dict[int, float]) -> np.ndarray:
+def _rising(seconds: dict[int, float]) -> list[float]:
     """By rows; more rows never take less, so what a busy machine added to a few is taken off by the next."""
-    return np.minimum.accumulate(list(seconds.values())[::-1])[::-1]
+    return np.minimum.accumulate(list(seconds.values())[::-1])[::-1].tolist()
 
 
 def _seconds(isd: Any, rows: int, lora: Any) -> float:
@@ -52,7 +59,7 @@ def _seconds(isd: Any, rows: int, lora: Any) -> float:
     from vllm.forward_context import set_forward_context
 
     runner = isd.runner
-    if isd.base_graph is not None:
+    if getattr(isd, "base_graph", None) is not None:  # Model Runner V1
         isd.base_graph.use(lora is None)
     ids = torch.zeros(rows, dtype=torch.int32, device=runner.device)
     places = torch.arange(rows, device=runner.device)

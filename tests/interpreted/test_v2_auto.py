@@ -1,0 +1,160 @@
+"""`"coverage": "auto"` on Model Runner V2: the scheduler's choice of how wide rows are changes no token."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from vllm_idlm.proposers.coverage import Choice
+from vllm_idlm.proposers.estimates import Acceptance, Cost
+
+import vllm_idlm.v2.pace as pace_module
+from tests.engines import stats, tokens
+from tests.interpreted.test_v2_engine import MASK, PROMPTS, ask, folders, plain, start
+
+pytestmark = pytest.mark.vllm
+__all__ = ["folders"]  # a fixture
+
+
+@pytest.fixture(scope="module")
+def auto(folders):
+    """An engine under auto with the gated adapter; what it learnt at start stays in `pace.cost`."""
+    return start(folders, True, settings={"coverage": "auto"})
+
+
+@pytest.fixture
+def pace(auto):
+    """The engine's Pace with its estimates new, its clock stopped; put back afterwards."""
+    found = auto.llm_engine.engine_core.engine_core.scheduler.isd_pace
+    kept = found.cost
+    found.acceptance, found.choice = Acceptance(3), None
+    yield found
+    found.cost = kept
+
+
+def told(cost):
+    """A cost that steps do not correct."""
+
+    def fixed(rows, masked):
+        return cost(rows, masked)
+
+    fixed.observe = lambda *_: None
+    return fixed
+
+
+@pytest.fixture
+def widths(pace, monkeypatch):
+    """Slots of the rows that were scheduled, as they come."""
+    seen, observe = [], pace.observe
+
+    def noted(scheduled, output):
+        seen.extend(
+            len(scheduled.scheduled_spec_decode_tokens.get(name, ())) for name in scheduled.num_scheduled_tokens
+        )
+        observe(scheduled, output)
+
+    monkeypatch.setattr(pace, "observe", noted)
+    return seen
+
+
+def any_width(monkeypatch):
+    """Choices at random, every step."""
+    draw = random.Random(0)
+
+    def choose(acceptance, cost, requests, most):
+        whole = len(acceptance) + 1
+        stride = draw.choice([*range(1, whole + 1), whole])
+        return Choice(stride, tuple(range(draw.randint(0, most))) if stride == whole else (), 1.0, 0.0, 0.0)
+
+    monkeypatch.setattr(pace_module, "choose_width", choose)
+    monkeypatch.setattr(pace_module.Pace, "_EVERY", 1)
+
+
+def test_what_it_starts_from(auto, pace):
+    """What workers measured has come to the scheduler, and rows may have all groups."""
+    assert isinstance(pace.cost, Cost)
+    assert pace._most == 3
+    assert auto.llm_engine.vllm_config.speculative_config.num_speculative_tokens == 15
+    assert 0 < pace.cost(1, False) < 60
+
+
+def test_rows_of_any_width_change_no_token(auto, widths, folders, monkeypatch):
+    want = tokens(ask(plain(folders), PROMPTS))
+    any_width(monkeypatch)
+    stats(auto)
+    assert tokens(ask(auto, PROMPTS)) == want
+    assert sum(stats(auto)["accepted_per_position"]) > 0, "no draft was ever accepted"
+    assert {0, 2, 4, 6, 9, 12, 15} <= set(widths)
+
+
+def test_free_rows_carry_all_groups_and_dear_rows_none(auto, pace, widths):
+    for cost, width in ((lambda rows, masked: 1.0, 15), (lambda rows, masked: rows, 0)):
+        pace.cost, pace.choice = told(cost), None
+        widths.clear()
+        ask(auto, PROMPTS[:3], 24)
+        # Behind a prompt stand n - 1 masks; the last rows of an answer are cut.
+        assert max(widths) == max(width, 3)
+        assert widths.count(width) > len(widths) / 2
+
+
+def test_a_seeded_request_has_one_text(auto, pace, monkeypatch):
+    """Its text does not depend on what clocks and company make of the widths: rows are n's chain while it runs."""
+    seeded = {"temperature": 0.9, "seed": 11}
+    alone = tokens(ask(auto, PROMPTS[:1], 24, [seeded]))
+    any_width(monkeypatch)
+    again = tokens(ask(auto, PROMPTS[:1], 24, [seeded]))
+    beside = tokens(ask(auto, PROMPTS[:3], 24, [seeded, {"temperature": 1.0}, {}]))
+    assert alone == again == beside[:1]
+
+
+def test_acceptance_comes_home(auto, pace):
+    """The scheduler's counts are the device's, but for forwards in flight when their request had ended."""
+    pace.cost = told(lambda rows, masked: 1.0)
+    pace.acceptance = Acceptance(3, keep=1.0)
+    stats(auto)
+    ask(auto, PROMPTS, 30)
+    ours, (accepted, tried) = stats(auto), pace.acceptance._counts.sum(1).T
+    assert tried[0] > 10
+    assert 0 <= ours["drafted_per_position"][0] - tried[0] <= len(PROMPTS) * 3
+    assert np.all(accepted <= ours["accepted_per_position"])
+    assert sum(accepted) > 0
+
+
+def test_time_between_steps_is_learnt(auto, pace):
+    """From decoding steps alone, by their rows."""
+    seen = []
+    pace.cost = told(lambda rows, masked: 1.0)
+    pace.cost.observe = lambda rows, masked, seconds: seen.append((rows, masked, seconds))
+    ask(auto, PROMPTS[:1], 24)
+    assert {rows for rows, masked, _ in seen if masked} >= {16}
+    assert all(0 < seconds < 60 for *_, seconds in seen)
+    assert not any(rows == len(PROMPTS[0]) + 3 for rows, *_ in seen), "a prompt was taken for a decoding step"
+
+
+def test_where_rows_have_one_width_it_is_last(folders, monkeypatch):
+    """Full CUDA graphs, vLLM's default on GPUs, and data parallelism."""
+    from vllm import EngineArgs
+    from vllm.config import CUDAGraphMode
+    from vllm.platforms import current_platform
+
+    from vllm_idlm import engine_args
+
+    config = {"method": "isd", "n": 4, "mask_token_id": MASK}
+    asked = EngineArgs(folders[0], speculative_config=config, skip_tokenizer_init=True, enforce_eager=True)
+    found = asked.create_engine_config()
+    assert found.additional_config["isd"]["coverage"] == "auto"
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    assert not engine_args._full_graphs(found)
+    found.model_config.enforce_eager = False
+    for mode, full in (
+        (None, True),
+        (CUDAGraphMode.FULL_AND_PIECEWISE, True),
+        (CUDAGraphMode.PIECEWISE, False),
+        (CUDAGraphMode.NONE, False),
+    ):
+        found.compilation_config.cudagraph_mode = mode
+        assert engine_args._full_graphs(found) is full
+    found.compilation_config.cudagraph_mode = None
+    assert engine_args._fit_coverage(found, engine_args.of(found)).coverage == "last"
+    assert found.speculative_config.num_speculative_tokens == 6

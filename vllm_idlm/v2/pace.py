@@ -1,0 +1,79 @@
+"""`"coverage": "auto"` on Model Runner V2: how many slots the scheduler gives the rows of a step.
+
+There the device alone knows what was drafted and accepted while a step is laid out, and all rows of a step have one
+width, which the scheduler says. So the choice is the scheduler's, the same for all ranks: from acceptance as it comes
+home with the tokens, a step or two late, and from the time between one step's tokens and the next one's, which is
+what a step takes on a device that is kept busy. Nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from vllm_idlm import settings as isd_settings
+from vllm_idlm.proposers.coverage import Choice, choose_width
+from vllm_idlm.proposers.estimates import Acceptance, Cost
+
+
+def measured(worker: Any) -> dict[str, Any] | None:
+    """On a worker: what `Pace.start` takes. For vLLM's `collective_rpc`."""
+    return getattr(getattr(worker.model_runner, "isd", None), "measured", None)
+
+
+class Pace:
+    """Takes the place of a scheduler's `dynamic_sd_lookup`: indexed by the requests of a step, it gives slots of a row.
+
+    Slots of stride s: 2 (s - 1), and n - 1 more for each extra group behind a row of stride n; 0 is plain decoding.
+    """
+
+    _EVERY = 8  # steps between choices while the number of requests stays
+
+    def __init__(self, scheduler: Any) -> None:
+        """scheduler: vLLM's Scheduler, of an engine that runs ISD with `"coverage": "auto"`."""
+        self._scheduler = scheduler
+        self._settings = isd_settings.of(scheduler.vllm_config)
+        self.acceptance = Acceptance(self._settings.masks)
+        self.cost: Cost | None = None
+        self.choice: Choice | None = None
+        self._most = 0  # extra groups that the workers can carry
+        self._requests = self._age = 0
+        self._last: tuple[float, frozenset[str]] = (0.0, frozenset())  # when tokens came, and whose
+
+    def start(self, rows: list[int], plain: list[float], masked: list[float], groups: int) -> None:
+        """What the workers measured once they were warm (as `Cost` takes it), and the extra groups they can carry."""
+        self.cost, self._most = Cost(rows, plain, masked), groups
+
+    def __getitem__(self, requests: int) -> int:
+        """Slots of a row in a step of that many requests."""
+        full = self._settings.stride(requests)
+        if self.cost is None or any(r.sampling_params.seed is not None for r in self._scheduler.running):
+            return 2 * (full - 1)  # the text of a request with a seed must not depend on clocks
+        self._age += 1
+        if self.choice is None or requests != self._requests or self._age >= self._EVERY:
+            most = self._most if full == self._settings.n else 0
+            self.choice = choose_width(self.acceptance.by_place()[: full - 1], self.cost, requests, most)
+            self._requests, self._age = requests, 0
+        return (self.choice.stride - 1) * (2 + len(self.choice.groups))
+
+    def observe(self, scheduled: Any, output: Any) -> None:
+        """Learn from a step: its SchedulerOutput, and the ModelRunnerOutput whose tokens have just come."""
+        counts, slots = scheduled.num_scheduled_tokens, scheduled.scheduled_spec_decode_tokens
+        if not counts:
+            return
+        now, names = time.perf_counter(), frozenset(counts)
+        began, before = self._last
+        rows = scheduled.total_num_scheduled_tokens
+        decoding = rows == len(counts) + sum(map(len, slots.values()))
+        if self.cost is not None and decoding and not names.isdisjoint(before):
+            self.cost.observe(rows, bool(slots), now - began)
+        self._last = (now, names)
+        self.acceptance.fade()
+        drafts = getattr(output, "isd_drafts", None)
+        if drafts and slots:
+            sizes = map(len, output.sampled_token_ids)
+            emitted = np.fromiter(sizes, dtype=np.int64, count=len(output.sampled_token_ids))
+            real = np.fromiter(drafts.values(), dtype=np.int64, count=len(drafts))
+            self.acceptance.count(np.where(emitted > 0, real, 0), emitted - 1)
