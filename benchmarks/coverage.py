@@ -5,7 +5,7 @@
 All engines live in this process, with all its threads, and take turns, round by round, who begins moving on, so that a
 drifting machine hits all alike. A round is one batch of greedy requests of one length, prompts included; its
 figure is the tokens of the answers by the seconds it took, and a speed-up is the median over rounds of the ratio to
-plain decoding within the round.
+plain decoding within the round; beside it stands its 95% interval by bootstrap over the rounds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import argparse
 import statistics
 import time
 from typing import Any
+
+import numpy as np
 
 from benchmarks import common
 
@@ -37,6 +39,16 @@ def prompts(llm: Any, rounds: int, batch: int) -> list[list[list[int]]]:
     return [ids[i * batch : (i + 1) * batch] for i in range(rounds + 1)]
 
 
+def interval(ratios: list[float]) -> list[float] | None:
+    """The 95% bootstrap interval of the median of `ratios`; None of less than six."""
+    from scipy.stats import bootstrap
+
+    if len(ratios) < 6:
+        return None
+    found = bootstrap((ratios,), np.median, method="percentile", rng=np.random.default_rng(0)).confidence_interval
+    return [round(float(found.low), 3), round(float(found.high), 3)]
+
+
 def measure(engines: dict[str, Any], batch: int, args: argparse.Namespace) -> dict[str, Any]:
     """One batch size: rounds of all engines in turn."""
     rounds = prompts(engines["plain"], args.rounds, batch)
@@ -58,6 +70,7 @@ def measure(engines: dict[str, Any], batch: int, args: argparse.Namespace) -> di
             "tokens_per_s": round(statistics.median(rates[name]), 1),
             "speedup": round(statistics.median(ratios), 3),
             "speedup_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
+            "speedup_95": interval(ratios),
             "TPF": round(found["tpf"], 3),
             "cold": round(found["cold"] / found["forwards"], 3),
             "host_ms": round(1e3 * found["seconds"] / found["steps"], 2),
