@@ -5,7 +5,8 @@
 All engines live in this process, with all its threads, and take turns, round by round, who begins moving on, so that a
 drifting machine hits all alike. A round is one batch of greedy requests of one length, prompts included; its
 figure is the tokens of the answers by the seconds it took, and a speed-up is the median over rounds of the ratio to
-plain decoding within the round; beside it stands its 95% interval by bootstrap over the rounds.
+plain decoding within the round; beside it stands its 95% interval by bootstrap over the rounds. `--coverage
+control,auto` adds a second plain engine, which shows what the place of an engine in the process is worth.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
+
+_PLAIN = ("plain", "control")
 
 
 def rate(llm: Any, prompts: list[list[int]], tokens: int, temperature: float) -> float:
@@ -54,7 +57,7 @@ def measure(engines: dict[str, Any], batch: int, args: argparse.Namespace) -> di
     rounds = prompts(engines["plain"], args.rounds, batch)
     for name, llm in engines.items():
         rate(llm, rounds[-1], 24, args.temperature)
-        if name != "plain":
+        if name not in _PLAIN:
             llm.collective_rpc("isd_stats", args=(True,))
     rates: dict[str, list[float]] = {name: [] for name in engines}
     order = list(engines)
@@ -64,18 +67,25 @@ def measure(engines: dict[str, Any], batch: int, args: argparse.Namespace) -> di
         order = order[1:] + order[:1]
     row: dict[str, Any] = {"batch": batch, "plain": {"tokens_per_s": round(statistics.median(rates["plain"]), 1)}}
     for name in (n for n in engines if n != "plain"):
-        found = engines[name].collective_rpc("isd_stats")[0]
         ratios = [a / b for a, b in zip(rates[name], rates["plain"], strict=True)]
         row[name] = {
             "tokens_per_s": round(statistics.median(rates[name]), 1),
             "speedup": round(statistics.median(ratios), 3),
             "speedup_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
             "speedup_95": interval(ratios),
-            "TPF": round(found["tpf"], 3),
-            "cold": round(found["cold"] / found["forwards"], 3),
-            "host_ms": round(1e3 * found["seconds"] / found["steps"], 2),
         }
+        if name not in _PLAIN:
+            row[name] |= counted(engines[name].collective_rpc("isd_stats")[0])
     return row
+
+
+def counted(found: dict[str, Any]) -> dict[str, float]:
+    """What ISD counted itself."""
+    return {
+        "TPF": round(found["tpf"], 3),
+        "cold": round(found["cold"] / found["forwards"], 3),
+        "host_ms": round(1e3 * found["seconds"] / found["steps"], 2),
+    }
 
 
 def main() -> None:
@@ -93,7 +103,8 @@ def main() -> None:
     options = {"dtype": args.dtype, "enforce_eager": args.eager}
     engines = {"plain": common.start("plain", 0, **options)}
     for coverage in args.coverage.split(","):
-        engines[coverage] = common.start(f"risd:{coverage}", args.n, **options)
+        method = "plain" if coverage == "control" else f"risd:{coverage}"
+        engines[coverage] = common.start(method, args.n, **options)
     rows = []
     for batch in map(int, args.batches.split(",")):
         rows.append(measure(engines, batch, args))

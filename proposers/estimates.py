@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from bisect import bisect_right
 from collections.abc import Sequence
 
@@ -83,9 +84,10 @@ class Cost:
         self._keep, self._keep_other = keep, keep_other
         self._sums = {False: np.zeros(5), True: np.zeros(5)}  # 1, x, xx, y, xy; y in seconds of the time they were at
         self._drift = {False: 1.0, True: 1.0}  # what seconds of each kind have become since
+        self.table = functools.lru_cache(maxsize=1024)(self._table)  # asked for several times a step
 
-    def table(self, rows: int, masked: bool) -> float:
-        """Seconds by the table, in between and beyond its entries along straight lines."""
+    def _table(self, rows: int, masked: bool) -> float:
+        """Seconds by the table alone, in between and beyond its entries along straight lines."""
         known = self._tables[masked]
         if rows <= self._rows[-1] or len(known) == 1:
             return float(np.interp(rows, self._rows, known))
@@ -94,9 +96,9 @@ class Cost:
 
     def observe(self, rows: int, masked: bool, seconds: float) -> None:
         """A step with that many rows took that long; over three times the estimate is a pause, and left out."""
-        if self._sums[masked][0] > 4 and seconds > 3 * self(rows, masked):
-            return
         before = self(rows, masked)
+        if self._sums[masked][0] > 4 and seconds > 3 * before:
+            return
         y = seconds / self._drift[masked] - self.table(rows, masked)
         self._sums[masked] = self._sums[masked] * self._keep + (1, rows, rows * rows, y, rows * y)
         self._sums[not masked] = self._sums[not masked] * self._keep_other

@@ -181,6 +181,8 @@ def gated_lora(module: ModuleType) -> None:
         isd = getattr(self, "isd", None)
         if isd is None or isd.draft_lora is None or num_sampled_tokens is None:
             return original(self, input_batch, num_scheduled_tokens, num_sampled_tokens, *args, **kwargs)
+        if isd.without_lora(input_batch):
+            return None
         logits, tokens = isd.lora_mapping(input_batch, num_scheduled_tokens, num_sampled_tokens)
         if isd.base_graph is not None:
             isd.base_graph.use(not tokens.any())

@@ -44,10 +44,14 @@ class BaseGraph:
             self.use(False)
             log.info("ISD: the model without LoRA compiled in %.1f s", time.perf_counter() - began)
 
-    def use(self, base: bool) -> None:
-        """The next forward is to be the base model's (no row of it has an adapter), or the one with LoRA."""
+    def use(self, base: bool) -> bool:
+        """The next forward is to be the base model's (no row of it has an adapter), or the one with LoRA.
+
+        False where there is no graph but the one with LoRA.
+        """
         for parent, name, module, twin in self._twins:
             parent._modules[name] = twin if base else module
+        return bool(self._twins)
 
 
 def _compiled(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, torch.nn.Module]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vllm_idlm.proposers.coverage import Choice, choose, worthwhile
 from vllm_idlm.proposers.estimates import Acceptance, Cost
@@ -19,8 +19,8 @@ class Fixed:
     def __init__(self, settings: ISDSettings) -> None:
         self._settings = settings
 
-    def begin(self, rows: dict[str, Row], tokens: int) -> None:
-        """A step begins: its rows by request, and the tokens vLLM scheduled in all."""
+    def begin(self, requests: Collection[str], rows: int, tokens: int) -> None:
+        """A step begins: its requests, the rows that they would have all decoding, the tokens vLLM scheduled in all."""
 
     def observe(self, forwards: Sequence[tuple[str, Row, list[int]]]) -> None:
         """What a step's decode forwards emitted: request, row, tokens."""
@@ -47,16 +47,14 @@ class Auto(Fixed):
         self._requests = self._age = 0
         self._last: tuple[float, set[str], int, bool] | None = None  # of the step before: began, requests, rows, masks
 
-    def begin(self, rows: dict[str, Row], tokens: int) -> None:
+    def begin(self, requests: Collection[str], rows: int, tokens: int) -> None:
         """Times the step before, if it was all decoding and this one goes on with it."""
         now = time.perf_counter()
         if self._last is not None:
-            began, requests, count, masked = self._last
-            if not requests.isdisjoint(rows):  # nothing was waited for
+            began, before, count, masked = self._last
+            if not before.isdisjoint(requests):  # nothing was waited for
                 self.cost.observe(count, masked, now - began)
-        width = sum(1 + row.width for row in rows.values())
-        decoding = tokens == width
-        self._last = (now, set(rows), width, width > len(rows)) if decoding else None
+        self._last = (now, set(requests), rows, rows > len(requests)) if tokens == rows else None
         self.acceptance.fade()
 
     def observe(self, forwards: Sequence[tuple[str, Row, list[int]]]) -> None:

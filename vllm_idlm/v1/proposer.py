@@ -48,6 +48,7 @@ class ISDProposer(EngineState):
         super().__init__(vllm_config)
         self.records = Records()
         self.rows: dict[str, Row] = {}  # of this step's forward, by request
+        self.bare = False  # no row of this step has a slot, or a record: plain decoding, to be left alone
         self.policy = policy.Fixed(self.settings)
         self.base_graph: BaseGraph | None = None
 
@@ -102,11 +103,13 @@ class ISDProposer(EngineState):
     def _plan(self, output: Any) -> dict[str, list[int]]:
         self.records.drop(output.finished_req_ids)
         self.records.drop(output.preempted_req_ids or ())
-        slots = output.scheduled_spec_decode_tokens
-        self.rows = {
-            request: self.records.take(request, slots.get(request, ())) for request in output.num_scheduled_tokens
-        }
-        self.policy.begin(self.rows, output.total_num_scheduled_tokens)
+        slots, scheduled = output.scheduled_spec_decode_tokens, output.num_scheduled_tokens
+        self.bare = not slots and not self.records and self.stats.trace is None
+        self.rows = (
+            {} if self.bare else {request: self.records.take(request, slots.get(request, ())) for request in scheduled}
+        )
+        width = len(scheduled) + sum(row.width for row in self.rows.values())
+        self.policy.begin(scheduled, width, output.total_num_scheduled_tokens)
         mask = self.mask_token_id
         return {request: [mask if s == MASK else s for s in given] for request, given in slots.items()}
 
@@ -119,7 +122,7 @@ class ISDProposer(EngineState):
 
         scheduled: [num_reqs] token rows of each request. Their slots in the cache keep vLLM's numbers.
         """
-        if self.tail is None:
+        if self.tail is None or self.bare:
             return
         with self.stats.timed():
             starts = np.cumsum(scheduled) - scheduled
@@ -130,6 +133,11 @@ class ISDProposer(EngineState):
                 rows = torch.from_numpy(found.fields[0].astype(np.int64)).to(device)
                 self.runner.positions[rows] = torch.from_numpy(found.positions).to(device)
 
+    def without_lora(self, batch: Any) -> bool:
+        """Whether no row of this step has an adapter and the graph without LoRA is chosen: there is nothing to map."""
+        alone = self.bare and self.base_graph is not None and not batch.lora_id_to_lora_request
+        return alone and self.base_graph.use(True)
+
     def lora_mapping(self, batch: Any, scheduled: np.ndarray, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adapter ids of all logits rows and of all token rows: the request's own, the draft adapter's at mask slots.
 
@@ -138,6 +146,8 @@ class ISDProposer(EngineState):
         """
         with self.stats.timed():
             own = batch.request_lora_mapping[: batch.num_reqs]
+            if self.bare:
+                return np.repeat(own, sampled), np.repeat(own, scheduled)
             rows = self.batch_rows()
             first = np.array([1 + len(row.drafts) for row in rows], dtype=np.int64)
             masks = np.array([row.all_masks for row in rows], dtype=np.int64)
@@ -154,7 +164,17 @@ class ISDProposer(EngineState):
         if self.tail is not None:
             self.tail.plan = None
         with self.stats.timed():
-            return self._propose(sampled_token_ids)
+            return self._begin_again(sampled_token_ids) if self.bare else self._propose(sampled_token_ids)
+
+    def _begin_again(self, sampled_token_ids: list[list[int]]) -> list[list[int]]:
+        """The next slots behind a step without any: nothing to draw from, nothing to observe but that it was."""
+        requests, states = self.runner.input_batch.req_ids, self.runner.requests
+        answered = list(zip(requests, sampled_token_ids, strict=True))
+        self.stats.count_bare(sum(bool(t) and len(states[r].output_token_ids) > len(t) for r, t in answered))
+        most = self.policy.stride(len(requests)) - 1
+        if most == 0 and not self.runner.input_batch.generators:
+            return [[] for _ in requests]
+        return [self._next_slots(request, NOTHING, most) if tokens else [] for request, tokens in answered]
 
     def _propose(self, sampled_token_ids: list[list[int]]) -> list[list[int]]:
         rows = self.batch_rows()

@@ -63,6 +63,12 @@ class ISDStats:
             self.drafted_per_position[place] += int((drafts > place).sum())
             self.accepted_per_position[place] += int(((drafts > place) & (emitted - 1 > place)).sum())
 
+    def count_bare(self, requests: int) -> None:
+        """Count a decode forward without slots of that many requests: a row and a token each."""
+        self.rows += requests
+        self.cold += requests
+        self.emitted += requests
+
     def record(self, request: str, row: Row, tokens: list[int]) -> None:
         """Enter a forward into the trace."""
         forward = {"drafts": list(row.drafts), "masks": row.masks, "accepted": len(tokens) - 1, "tokens": list(tokens)}
