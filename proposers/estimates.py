@@ -95,9 +95,13 @@ class Cost:
         return float(known[-1] + slope * (rows - self._rows[-1]))
 
     def observe(self, rows: int, masked: bool, seconds: float) -> None:
-        """A step with that many rows took that long; over three times the estimate is a pause, and left out."""
-        before = self(rows, masked)
-        if self._sums[masked][0] > 4 and seconds > 3 * before:
+        """A step with that many rows took that long.
+
+        Over three times the estimate, or ten times the table's before there is one, is a pause or a kernel's first
+        compilation, and left out.
+        """
+        before, known = self(rows, masked), self._sums[masked][0]
+        if seconds > (3 * before if known > 4 else 10 * self.table(rows, masked)):
             return
         y = seconds / self._drift[masked] - self.table(rows, masked)
         self._sums[masked] = self._sums[masked] * self._keep + (1, rows, rows * rows, y, rows * y)
@@ -106,13 +110,26 @@ class Cost:
             drift = self._drift[not masked] * self(rows, masked) / before
             self._drift[not masked] = float(np.clip(drift, 1 / 4, 4))
 
+    def _too_dear(self, masked: bool) -> float:
+        """At most 1: what steps of the other kind were faster than its table by. So much is the table too dear here.
+
+        (Where it was measured without the graphs that serve, say.) A kind that is not run must not look dearer than it
+        may be, or it would never be tried.
+        """
+        count, x, _, y, _ = self._sums[not masked]
+        if count <= 1:
+            return 1.0
+        table = self.table(round(x / count), not masked)
+        return float(np.clip((table + y / count) / table, 0.05, 1.0))
+
     def __call__(self, rows: int, masked: bool) -> float:
         """Seconds expected of a step."""
         count, x, xx, y, xy = self._sums[masked]
-        made = self.table(rows, masked)
+        table, line = self.table(rows, masked), 0.0
         if count:
             spread = xx - x * x / count
             slope = (xy - x * y / count) / (spread + 16 * count)  # as if rows had varied by 4 around a flat line
             line = (y - slope * x) / count + slope * rows
-            made += line * count / (count + 0.2)  # as if a fifth of a step had been as the table says
+        own = count / (count + 0.2)  # as if a fifth of a step had been as the table says
+        made = table + own * line + (1 - own) * table * (self._too_dear(masked) - 1)
         return float(max(made * self._drift[masked], 1e-6))

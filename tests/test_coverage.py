@@ -146,6 +146,30 @@ def test_cost_follows_the_table_and_then_the_steps():
     assert cost(7, True) == pytest.approx(cost.table(7, True) + 0.64, abs=0.03)
 
 
+def test_a_first_step_that_compiles_something_is_left_out():
+    cost = Cost([1, 8], [0.011, 0.011], [0.012, 0.012])
+    cost.observe(16, True, 3.0)
+    for _ in range(3):
+        cost.observe(16, True, 0.013)
+    assert cost(16, True) == pytest.approx(0.013, rel=0.05)
+
+
+def test_a_table_that_was_too_dear_keeps_nothing_from_being_tried():
+    """Steps with masks are twice as fast as the table said: plain steps, never run, are taken to be too."""
+    cost = Cost([1, 8], [0.010, 0.010], [0.012, 0.012])
+    assert cost(1, False) == pytest.approx(0.010)
+    for _ in range(50):
+        cost.observe(16, True, 0.006)
+    assert cost(1, False) == pytest.approx(0.005, rel=0.1)
+    for _ in range(50):
+        cost.observe(1, False, 0.007)
+    assert cost(1, False) == pytest.approx(0.007, rel=0.05)
+    slower = Cost([1, 8], [0.010, 0.010], [0.012, 0.012])
+    for _ in range(30):
+        slower.observe(16, True, 0.02)
+    assert slower(1, False) == pytest.approx(0.010)
+
+
 def test_one_size_of_rows_says_nothing_of_the_slope():
     cost = Cost([1, 16], [1.0, 1.0], [1.0, 1.0])
     for _ in range(100):

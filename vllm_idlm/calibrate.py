@@ -29,16 +29,17 @@ def measure(isd: Any) -> Measured:
     """Forwards with and without mask slots (which take the draft adapter, if there is one).
 
     isd: the proposer or speculator. Stops at the rows of a full batch, or after two seconds; `Cost` goes on from there.
+    Several ranks look at no clock, for each must run the same forwards: one pass over all sizes.
     """
     runner, draft_lora = isd.runner, isd.draft_lora
     config = runner.vllm_config
     most = runner.max_num_reqs * (1 + config.speculative_config.num_speculative_tokens)
     rows = [count for count in _ROWS if count <= min(most, runner.max_num_tokens)]
     plain, masked = {}, {}
-    began = time.perf_counter()
-    for _ in range(_PASSES):
+    began, alone = time.perf_counter(), config.parallel_config.world_size == 1
+    for _ in range(_PASSES if alone else 1):
         for count in rows:
-            if len(plain) > 3 and time.perf_counter() - began > _SECONDS:
+            if alone and len(plain) > 3 and time.perf_counter() - began > _SECONDS:
                 break
             plain[count] = min(plain.get(count, 1e9), _seconds(isd, count, None))
             if draft_lora is not None:

@@ -269,14 +269,22 @@ def _slots(settings: ISDSettings, stride: int) -> int:
 def _fit_coverage(config: Any, settings: ISDSettings) -> ISDSettings:
     """`settings` with a coverage that this engine has: `auto` is `last` where rows cannot change their width.
 
-    Full CUDA graphs are captured for one width, and the ranks of data parallelism must agree on it (vLLM turns widths
-    by batch size off there).
+    Full CUDA graphs are captured for one width; the ranks of data parallelism must agree on it (vLLM turns widths by
+    batch size off there), as must those of an external launcher, where each has a scheduler of its own.
     """
-    if settings.coverage == "auto" and (_full_graphs(config) or config.parallel_config.data_parallel_size > 1):
+    parallel = config.parallel_config
+    apart = parallel.data_parallel_size > 1 or parallel.distributed_executor_backend == "external_launcher"
+    if settings.coverage == "auto" and (_full_graphs(config) or apart or not by_token_ids(config)):
         settings = settings.model_copy(update={"coverage": "last"})
         config.additional_config[KEY] = settings.model_dump()
         config.speculative_config.num_speculative_tokens = settings.slots
     return settings
+
+
+def by_token_ids(config: Any) -> bool:
+    """Whether the model is run by token ids at places in one dimension, as `calibrate` runs it."""
+    model = config.model_config
+    return not (model.is_multimodal_model or model.enable_prompt_embeds or model.uses_mrope)
 
 
 def _full_graphs(config: Any) -> bool:

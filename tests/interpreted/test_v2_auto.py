@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +109,60 @@ def test_a_seeded_request_has_one_text(auto, pace, monkeypatch):
     again = tokens(ask(auto, PROMPTS[:1], 24, [seeded]))
     beside = tokens(ask(auto, PROMPTS[:3], 24, [seeded, {"temperature": 1.0}, {}]))
     assert alone == again == beside[:1]
+
+
+def test_a_seed_without_noise_leaves_the_choice(auto, pace, widths):
+    """A greedy request's text is the same whatever the widths, seed or not."""
+    pace.cost = told(lambda rows, masked: 1.0)
+    ask(auto, PROMPTS[:2], 24, [{"seed": 5}, {}])
+    assert max(widths) == 15
+
+
+def test_chunked_prompts_between_rows_of_any_width(folders, monkeypatch):
+    """A prompt's last chunk has masks whatever the width was at its first: where vLLM wrote -1 stand masks again."""
+    prompts = [p * 6 for p in PROMPTS]
+    limits = {"max_num_batched_tokens": 48, "enable_prefix_caching": False}
+    want = tokens(ask(plain(folders), prompts, 16))
+    llm = start(folders, False, settings={"coverage": "auto"}, **limits)
+    any_width(monkeypatch)
+    assert tokens(ask(llm, prompts, 16)) == want
+
+
+def test_vllms_warm_up_of_kernels(folders):
+    """On GPUs vLLM runs it at start, by steps of its own making."""
+    from vllm.v1.worker.gpu.warmup import warmup_kernels
+
+    llm = start(folders, True, settings={"coverage": "auto"}, seed=3)
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    warmup_kernels(worker.model_runner, worker.execute_model, worker.sample_tokens)
+    assert tokens(ask(llm, PROMPTS[:2], 6)) == tokens(ask(plain(folders), PROMPTS[:2], 6))
+
+
+def test_an_engine_in_a_spawned_process_has_its_measurements(folders, tmp_path):
+    """There plugins are loaded while EngineCore.__init__ runs already, as under `vllm serve`."""
+    script = tmp_path / "script.py"
+    script.write_text(_SPAWNED)
+    more = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    env = {**os.environ, **more, "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": os.getcwd(), "VLLM_LOGGING_LEVEL": "INFO"}
+    done = subprocess.run([sys.executable, str(script), *folders], env=env, capture_output=True, text=True, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-3000:]
+    assert "the scheduler chooses how wide rows are, with up to 3 extra groups" in said
+    assert "no worker said what rows cost" not in said
+
+
+_SPAWNED = """
+import sys
+import tests.interpreted.conftest
+from vllm import LLM, SamplingParams
+
+if __name__ == "__main__":
+    isd = {"method": "isd", "n": 4, "mask_token_id": 1, "lora": sys.argv[2]}
+    llm = LLM(sys.argv[1], dtype="float32", enforce_eager=True, kv_cache_memory_bytes=50_000_000, max_model_len=128,
+              max_num_seqs=3, max_num_batched_tokens=128, skip_tokenizer_init=True, speculative_config=isd)
+    params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True, detokenize=False)
+    assert len(llm.generate([{"prompt_token_ids": [3, 7, 11]}], params)[0].outputs[0].token_ids) == 6
+"""
 
 
 def test_acceptance_comes_home(auto, pace):

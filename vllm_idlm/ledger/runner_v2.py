@@ -86,8 +86,11 @@ def rows(module: ModuleType) -> None:
 
     @functools.wraps(prepare)
     def prepare_inputs(self, *args, **kwargs):
+        isd = getattr(self, "isd", None)
+        if isd:
+            isd.fill_slots()
         batch = prepare(self, *args, **kwargs)
-        if isd := getattr(self, "isd", None):
+        if isd:
             isd.begin_step(batch)
         return batch
 

@@ -100,14 +100,11 @@ def v2_pace(module: ModuleType) -> None:
     @functools.wraps(original)
     def __init__(self, *args, **kwargs):  # noqa: N807
         original(self, *args, **kwargs)
-        from vllm_idlm import settings
+        from vllm_idlm.v2 import pace
 
-        found = settings.of(self.vllm_config)
         self.isd_pace = None
-        if found is not None and found.coverage == "auto" and self.use_v2_model_runner:
-            from vllm_idlm.v2.pace import Pace
-
-            self.isd_pace = self.dynamic_sd_lookup = Pace(self)
+        if pace.paced(self.vllm_config):
+            self.isd_pace = self.dynamic_sd_lookup = pace.Pace(self)
 
     @functools.wraps(update)
     def update_from_output(self, scheduler_output, model_runner_output):
@@ -121,24 +118,26 @@ def v2_pace(module: ModuleType) -> None:
 @patch(
     "v2-pace-start",
     "vllm.v1.engine.core",
-    what="once an engine's workers are warm, its scheduler is told what rows cost there (auto on Model Runner V2)",
+    what="once an engine's workers are warm, what rows cost there is put where its scheduler finds it (auto on V2)",
     why="workers measure it, the scheduler decides by it, and vLLM makes the scheduler without a way to ask workers",
     removed_by="a hook of the scheduler after the workers' warm-up",
 )
 def v2_pace_start(module: ModuleType) -> None:
-    """Wrap `EngineCore.__init__`."""
+    """Wrap `EngineCore._initialize_kv_caches`: plugins are loaded within `__init__`, which is running by then."""
     core = module.EngineCore
-    original = expect_source(core, "__init__", "self.scheduler", "self.model_executor")
+    original = expect_source(core, "_initialize_kv_caches", "self.model_executor.initialize_from_config(")
+    expect_source(core, "__init__", "self._initialize_kv_caches(vllm_config)", "Scheduler(")
 
     @functools.wraps(original)
-    def __init__(self, *args, **kwargs):  # noqa: N807
-        original(self, *args, **kwargs)
-        if (pace := getattr(self.scheduler, "isd_pace", None)) is not None:
-            from vllm_idlm.v2.pace import measured
+    def _initialize_kv_caches(self, vllm_config):
+        result = original(self, vllm_config)
+        from vllm_idlm.v2 import pace
 
-            pace.start(**self.model_executor.collective_rpc(measured)[0])
+        if pace.paced(vllm_config):
+            vllm_config.additional_config[pace.MEASURED] = self.model_executor.collective_rpc(pace.measured)[0]
+        return result
 
-    core.__init__ = __init__
+    core._initialize_kv_caches = _initialize_kv_caches
 
 
 @patch(

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from vllm_idlm import calibrate
-from vllm_idlm.engine_args import DRAFT_LORA_ID
+from vllm_idlm.engine_args import DRAFT_LORA_ID, by_token_ids
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import confidence
 from vllm_idlm.kernels.draft import propose as draw
@@ -85,7 +85,8 @@ class ISDProposer(EngineState):
             self.base_graph = BaseGraph(self.runner)
         if self.settings.coverage != "auto":
             return
-        if self.runner.vllm_config.parallel_config.world_size > 1:  # ranks would choose by clocks of their own
+        config = self.runner.vllm_config
+        if config.parallel_config.world_size > 1 or not by_token_ids(config):  # ranks would choose by own clocks
             self._only_last()
         else:
             self.policy = policy.Auto(self.settings, Cost(*calibrate.measure(self)))

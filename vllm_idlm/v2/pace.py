@@ -8,6 +8,7 @@ what a step takes on a device that is kept busy. Nothing waits for the device.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -17,10 +18,25 @@ from vllm_idlm import settings as isd_settings
 from vllm_idlm.proposers.coverage import Choice, choose_width
 from vllm_idlm.proposers.estimates import Acceptance, Cost
 
+log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
+MEASURED = "isd_rows"  # additional_config: what a worker measured, once it is warm
+
+
+def paced(vllm_config: Any) -> bool:
+    """Whether an engine with this configuration has a Pace."""
+    found = isd_settings.of(vllm_config)
+    return found is not None and found.coverage == "auto" and vllm_config.use_v2_model_runner
+
 
 def measured(worker: Any) -> dict[str, Any] | None:
     """On a worker: what `Pace.start` takes. For vLLM's `collective_rpc`."""
     return getattr(getattr(worker.model_runner, "isd", None), "measured", None)
+
+
+def _has_noise_of_its_own(params: Any) -> bool:
+    """Whether a request is drawn by its own seed, with drafts."""
+    seeded = params is not None and params.seed is not None and params.temperature != 0
+    return seeded and isd_settings.wants_isd(params)
 
 
 class Pace:
@@ -41,15 +57,20 @@ class Pace:
         self._most = 0  # extra groups that the workers can carry
         self._requests = self._age = 0
         self._last: tuple[float, frozenset[str]] = (0.0, frozenset())  # when tokens came, and whose
+        if found := scheduler.vllm_config.additional_config.get(MEASURED):
+            self.start(**found)
+        else:
+            log.warning("ISD: no worker said what rows cost: every step has the rows of stride n, without extra groups")
 
     def start(self, rows: list[int], plain: list[float], masked: list[float], groups: int) -> None:
         """What the workers measured once they were warm (as `Cost` takes it), and the extra groups they can carry."""
         self.cost, self._most = Cost(rows, plain, masked), groups
+        log.info("ISD: the scheduler chooses how wide rows are, with up to %d extra groups", groups)
 
     def __getitem__(self, requests: int) -> int:
         """Slots of a row in a step of that many requests."""
         full = self._settings.stride(requests)
-        if self.cost is None or any(r.sampling_params.seed is not None for r in self._scheduler.running):
+        if self.cost is None or any(_has_noise_of_its_own(r.sampling_params) for r in self._scheduler.running):
             return 2 * (full - 1)  # the text of a request with a seed must not depend on clocks
         self._age += 1
         if self.choice is None or requests != self._requests or self._age >= self._EVERY:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 class ISDRejectionSampler:
     """Takes the place of `runner.rejection_sampler`; called in steps with slots, and by `SeededSampler`."""
 
+    enable_adaptive_verification = False  # asked for by vLLM's warm-up of kernels
+
     def __init__(self, runner: Any, isd: ISDSpeculator) -> None:
         self.sampler = runner.sampler
         self.req_states = runner.req_states

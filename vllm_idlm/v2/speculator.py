@@ -116,6 +116,11 @@ class ISDSpeculator(EngineState, BaseSpeculator):
 
     # -- before the forward
 
+    def fill_slots(self) -> None:
+        """Mask tokens where vLLM wrote -1 (behind a row narrower than the next one is): no token has that id."""
+        slots = self.req_states.draft_tokens
+        slots.masked_fill_(slots < 0, self.mask_token_id)
+
     def begin_step(self, batch: Any) -> None:
         """Work out what the rows of `batch` (an InputBatch) are; with an adapter, `set_active_loras` does."""
         with self.stats.timed():
