@@ -14,12 +14,12 @@ VLLM_USE_V2_MODEL_RUNNER=0 python -m pytest tests/test_forwards.py tests/test_sa
 python -m benchmarks.kernels --batches 1,4,16,64 --name kernels-gpu
 # 3. The cost of a forward and tokens/s at the shape of Qwen3-8B, dummy weights, drafts accepted at the paper's rate.
 #    Targets: OH <= 1.05 at batch <= 16 and R-ISD <= 1.08; tokens/s over 2.6x plain at 1 and over 1.8x at 32.
-for pair in plain,isd plain,risd plain,isd:all; do
+for pair in plain,isd plain,risd plain,isd:all plain,isd:auto; do
   python -m benchmarks.overhead --shape qwen3-8b --methods "$pair" --batches 1,4,8,16,32,64 --synthetic 0.9 \
     --name "overhead-gpu-qwen3-8b-$(tr : - <<<"${pair#plain,}")"
 done
 # 4. By coverage at lower acceptance, where cold forwards are many (aim: over 3.0x plain at 1 request and 0.9).
 for rate in 0.7 0.8; do
-  python -m benchmarks.overhead --shape qwen3-8b --methods plain,isd,isd:all --batches 1,4,16,64 --synthetic $rate \
+  python -m benchmarks.overhead --shape qwen3-8b --methods plain,isd,isd:all,isd:auto --batches 1,4,16,64 --synthetic $rate \
     --name "overhead-gpu-qwen3-8b-coverage-$rate"
 done
