@@ -65,6 +65,7 @@ class Cost:
     on to the other kind as a factor. Else the kind that is not run would keep the times of a better hour, and be tried.
     """
 
+    _PAUSES = 5  # steps in a row that are left out
     _KNOWN = 40  # steps (of the fifty that count) from which on a change is the machine's, not something learnt
 
     def __init__(
@@ -84,6 +85,7 @@ class Cost:
         self._keep, self._keep_other = keep, keep_other
         self._sums = {False: np.zeros(5), True: np.zeros(5)}  # 1, x, xx, y, xy; y in seconds of the time they were at
         self._drift = {False: 1.0, True: 1.0}  # what seconds of each kind have become since
+        self._refused = {False: 0, True: 0}  # steps in a row
         self.table = functools.lru_cache(maxsize=1024)(self._table)  # asked for several times a step
 
     def _table(self, rows: int, masked: bool) -> float:
@@ -97,12 +99,18 @@ class Cost:
     def observe(self, rows: int, masked: bool, seconds: float) -> None:
         """A step with that many rows took that long.
 
-        Over three times the estimate, or ten times the table's before there is one, is a pause or a kernel's first
-        compilation, and left out.
+        Over three times the estimate, or the table's before there is one, is a pause or a kernel's first compilation,
+        and left out, unless it goes on.
         """
         before, known = self(rows, masked), self._sums[masked][0]
-        if seconds > (3 * before if known > 4 else 10 * self.table(rows, masked)):
-            return
+        if seconds > 3 * (before if known > 4 else self.table(rows, masked)):
+            self._refused[masked] += 1
+            if self._refused[masked] <= self._PAUSES:
+                return
+            if self._refused[masked] == self._PAUSES + 1 and known > 4:
+                self._sums[masked] = np.zeros(5)  # no pause: this is what steps take now
+        else:
+            self._refused[masked] = 0
         y = seconds / self._drift[masked] - self.table(rows, masked)
         self._sums[masked] = self._sums[masked] * self._keep + (1, rows, rows * rows, y, rows * y)
         self._sums[not masked] = self._sums[not masked] * self._keep_other
@@ -131,5 +139,6 @@ class Cost:
             slope = (xy - x * y / count) / (spread + 16 * count)  # as if rows had varied by 4 around a flat line
             line = (y - slope * x) / count + slope * rows
         own = count / (count + 0.2)  # as if a fifth of a step had been as the table says
-        made = table + own * line + (1 - own) * table * (self._too_dear(masked) - 1)
-        return float(max(made * self._drift[masked], 1e-6))
+        drift, share = self._drift[masked], self._too_dear(masked)
+        prior = min(drift, share) if drift < 1 else drift * share  # a machine that got faster is both: once is enough
+        return float(max(own * (table + line) * drift + (1 - own) * table * prior, 1e-6))

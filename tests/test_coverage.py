@@ -154,6 +154,23 @@ def test_a_first_step_that_compiles_something_is_left_out():
     assert cost(16, True) == pytest.approx(0.013, rel=0.05)
 
 
+def test_steps_that_stay_slow_are_no_pause():
+    """A few slow steps are left out; when they go on they are what steps take, though the table never said so."""
+    cost = Cost([1, 8], [0.010, 0.010], [0.012, 0.012])
+    for _ in range(30):
+        cost.observe(16, True, 0.012)
+    for _ in range(4):
+        cost.observe(16, True, 0.5)
+    assert cost(16, True) == pytest.approx(0.012, rel=0.05)
+    for _ in range(30):
+        cost.observe(16, True, 0.05)
+    assert cost(16, True) == pytest.approx(0.05, rel=0.1)
+    unknown = Cost([1], [0.04], [0.04])
+    for _ in range(30):
+        unknown.observe(1, False, 0.5)
+    assert unknown(1, False) == pytest.approx(0.5, rel=0.1)
+
+
 def test_a_table_that_was_too_dear_keeps_nothing_from_being_tried():
     """Steps with masks are twice as fast as the table said: plain steps, never run, are taken to be too."""
     cost = Cost([1, 8], [0.010, 0.010], [0.012, 0.012])

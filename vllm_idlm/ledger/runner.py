@@ -184,6 +184,7 @@ def gated_lora(module: ModuleType) -> None:
         if isd.without_lora(input_batch):
             return None
         logits, tokens = isd.lora_mapping(input_batch, num_scheduled_tokens, num_sampled_tokens)
+        isd.mapped = bool(tokens.any() or logits.any())
         if isd.base_graph is not None:
             isd.base_graph.use(not tokens.any())
         requests = {isd.draft_lora, *input_batch.lora_id_to_lora_request.values()}

@@ -48,7 +48,8 @@ class ISDProposer(EngineState):
         super().__init__(vllm_config)
         self.records = Records()
         self.rows: dict[str, Row] = {}  # of this step's forward, by request
-        self.bare = False  # no row of this step has a slot, or a record: plain decoding, to be left alone
+        self.bare = False  # no row of this step has a slot: plain decoding, to be left alone
+        self.mapped = True  # the mapping that vLLM's LoRA kernels hold has an adapter in it
         self.policy = policy.Fixed(self.settings)
         self.base_graph: BaseGraph | None = None
 
@@ -86,7 +87,9 @@ class ISDProposer(EngineState):
         if self.settings.coverage != "auto":
             return
         config = self.runner.vllm_config
-        if config.parallel_config.world_size > 1 or not by_token_ids(config):  # ranks would choose by own clocks
+        if config.parallel_config.world_size_across_dp > 1 or not by_token_ids(
+            config
+        ):  # ranks have clocks of their own
             self._only_last()
         else:
             self.policy = policy.Auto(self.settings, Cost(*calibrate.measure(self)))
@@ -105,7 +108,9 @@ class ISDProposer(EngineState):
         self.records.drop(output.finished_req_ids)
         self.records.drop(output.preempted_req_ids or ())
         slots, scheduled = output.scheduled_spec_decode_tokens, output.num_scheduled_tokens
-        self.bare = not slots and not self.records and self.stats.trace is None
+        self.bare = not slots and self.stats.trace is None
+        if self.bare:
+            self.records.drop(scheduled)
         self.rows = (
             {} if self.bare else {request: self.records.take(request, slots.get(request, ())) for request in scheduled}
         )
@@ -135,9 +140,12 @@ class ISDProposer(EngineState):
                 self.runner.positions[rows] = torch.from_numpy(found.positions).to(device)
 
     def without_lora(self, batch: Any) -> bool:
-        """Whether no row of this step has an adapter and the graph without LoRA is chosen: there is nothing to map."""
+        """Whether no row of this step has an adapter and the graph without LoRA is chosen: there is nothing to map.
+
+        Not right behind a mapping with adapters in it, which the output head, outside the graphs, would go by.
+        """
         alone = self.bare and self.base_graph is not None and not batch.lora_id_to_lora_request
-        return alone and self.base_graph.use(True)
+        return alone and not self.mapped and self.base_graph.use(True)
 
     def lora_mapping(self, batch: Any, scheduled: np.ndarray, sampled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Adapter ids of all logits rows and of all token rows: the request's own, the draft adapter's at mask slots.
