@@ -45,16 +45,8 @@ def start(method: str, n: int, model: str = "smollm2-135m-risd", settings: dict 
         own = settings if settings is not None else ({} if method == "risd" else {"lora": None})
         asked = {"method": "isd", "n": n, "coverage": coverage or "last", **own}
         options["speculative_config"] = asked
-        if asked["coverage"] in ("all", "auto") and _on_cuda():  # full graphs do not have extra groups yet
-            options.setdefault("compilation_config", {"cudagraph_mode": "PIECEWISE"})
     defaults = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 500_000_000}
     return LLM(model, **{**defaults, **options})
-
-
-def _on_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 SHAPES = {  # config.json of a Qwen3 model, for runs with dummy weights: time does not depend on what they are

@@ -18,7 +18,7 @@ carries group j if P_j V > rate dT (`worthwhile`). None of this touches what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 
@@ -71,21 +71,34 @@ def choose(
     return best
 
 
+def width(stride: int, groups: int = 0) -> int:
+    """Slots of a row of Model Runner V2: room for the drafts and the masks behind them, and that many extra groups."""
+    return (stride - 1) * (2 + groups)
+
+
 def choose_width(
-    acceptance: Sequence[float], cost: Callable[[int, bool], float], requests: int = 1, most: int = 99
+    acceptance: Sequence[float],
+    cost: Callable[[int, bool], float],
+    requests: int = 1,
+    most: int = 99,
+    widths: Collection[int] = (),
 ) -> Choice:
     """`choose` where all rows of a forward are of one width, cold ones too, and groups stand behind full rows alone.
 
     So is Model Runner V2: a cycle of 1 + u forwards takes (1 + u) T(rows), and the groups are those behind the fewest
-    accepted drafts. Same arguments; `value` and `price` are not used there, and 0.
+    accepted drafts. Same arguments; `value` and `price` are not used there, and 0. widths: the only ones there are (in
+    slots, besides 0), unless empty.
     """
     best = Choice(1, (), requests / cost(requests, False), 0.0, 0.0)
     whole = len(acceptance)
     for k in range(1, whole + 1):
         chances, tokens = outcomes(acceptance[:k]), expected_tokens(acceptance[:k])
         for count in range((min(k, most) if k == whole else 0) + 1):
+            slots = width(k + 1, count)
+            if widths and slots not in widths:
+                continue
             missed = 1 - chances[k] - sum(chances[:count])
-            taken = cost(requests * (1 + 2 * k + count * k), True)
+            taken = cost(requests * (1 + slots), True)
             rate = requests * (tokens + missed) / ((1 + missed) * taken)
             if rate > best.rate:
                 best = Choice(k + 1, tuple(range(count)), rate, 0.0, 0.0)

@@ -44,24 +44,6 @@ def test_attention_with_more_to_it_is_refused(changes, says):
     assert "layers.1" in str(refused.value)
 
 
-def test_full_graphs_are_refused_on_a_gpu():
-    """As they are by then: vLLM settles its mode after the settings were read."""
-    import torch
-    from vllm.config import CUDAGraphMode
-
-    def config(mode):
-        model = SimpleNamespace(uses_mrope=False, model="m")
-        parallel = SimpleNamespace(decode_context_parallel_size=1)
-        return SimpleNamespace(
-            model_config=model, parallel_config=parallel, compilation_config=SimpleNamespace(cudagraph_mode=mode)
-        )
-
-    for mode in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.NONE):
-        tail.check_engine(config(mode), torch.device("cuda"))
-    with pytest.raises(SettingsError, match=r"full CUDA graphs .*PIECEWISE"):
-        tail.check_engine(config(CUDAGraphMode.FULL_AND_PIECEWISE), torch.device("cuda"))
-
-
 def test_another_kind_of_layer_is_refused():
     with pytest.raises(SettingsError, match="attention of class SimpleNamespace"):
         tail.check("layers.1", SimpleNamespace(impl=layer().impl))

@@ -13,6 +13,7 @@ from typing import Any
 
 from vllm_idlm import __version__, ledger
 from vllm_idlm.fingerprint import FingerprintError, other_base
+from vllm_idlm.proposers.coverage import width
 from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, of, parse, runs_isd
 
 PROPOSER = "vllm_idlm.v1.proposer.ISDProposer"
@@ -263,18 +264,18 @@ def fit_v2(config: Any) -> None:
 
 def _slots(settings: ISDSettings, stride: int) -> int:
     """Slots of a row at that stride: extra groups stand behind full rows only."""
-    return settings.slots if stride == settings.n else 2 * (stride - 1)
+    return settings.slots if stride == settings.n else width(stride)
 
 
 def _fit_coverage(config: Any, settings: ISDSettings) -> ISDSettings:
     """`settings` with a coverage that this engine has: `auto` is `last` where rows cannot change their width.
 
-    Full CUDA graphs are captured for one width; the ranks of data parallelism must agree on it (vLLM turns widths by
-    batch size off there), as must those of an external launcher, where each has a scheduler of its own.
+    The ranks of data parallelism must agree on it (vLLM turns widths by batch size off there), as must those of an
+    external launcher, where each has a scheduler of its own.
     """
     parallel = config.parallel_config
     apart = parallel.data_parallel_size > 1 or parallel.distributed_executor_backend == "external_launcher"
-    if settings.coverage == "auto" and (_full_graphs(config) or apart or not by_token_ids(config)):
+    if settings.coverage == "auto" and (apart or not by_token_ids(config)):
         settings = settings.model_copy(update={"coverage": "last"})
         config.additional_config[KEY] = settings.model_dump()
         config.speculative_config.num_speculative_tokens = settings.slots
@@ -285,16 +286,6 @@ def by_token_ids(config: Any) -> bool:
     """Whether the model is run by token ids at places in one dimension, as `calibrate` runs it."""
     model = config.model_config
     return not (model.is_multimodal_model or model.enable_prompt_embeds or model.uses_mrope)
-
-
-def _full_graphs(config: Any) -> bool:
-    """Whether the engine will capture full CUDA graphs, which is vLLM's default; before vLLM has chosen."""
-    from vllm.platforms import current_platform
-
-    if current_platform.is_cpu() or config.model_config.enforce_eager:
-        return False
-    mode = config.compilation_config.cudagraph_mode
-    return mode is None or mode.has_full_cudagraphs()
 
 
 def _packed(modules: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from vllm_idlm import __version__, ledger
 from vllm_idlm import settings as isd_settings
 from vllm_idlm.engine_args import DRAFT_LORA_ID, VERSION
+from vllm_idlm.tail import DevicePlan, TailAttention
 from vllm_idlm.v1.stats import ISDStats
+
+log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
 
 
 def same_plugin(additional_config: dict[str, Any]) -> None:
@@ -47,7 +51,7 @@ class EngineState:
         self.stats = ISDStats()
         self.runner: Any = None
         self.draft_lora: Any = None
-        self.tail: Any = None  # a TailAttention, with extra groups of masks only
+        self.tail: TailAttention | None = None  # with extra groups of masks only
 
     def load_model(self, model: Any) -> None:
         """Load the gated draft adapter (if any) into vLLM's LoRA slots, for good."""
@@ -58,6 +62,21 @@ class EngineState:
         self.draft_lora = LoRARequest("isd-draft", DRAFT_LORA_ID, self.settings.lora)
         self.runner.add_lora(self.draft_lora)
         self.runner.pin_lora(DRAFT_LORA_ID)
+
+    def hook_attention(self, plan: DevicePlan | None = None) -> None:
+        """Set `tail`, for extra groups of masks; leave it None where they cannot run, under `auto`.
+
+        Raises SettingsError if the engine's attention cannot have them and they were asked for by name.
+        """
+        tail = TailAttention(plan)
+        try:
+            tail.attach(self.runner)
+        except isd_settings.SettingsError as error:
+            if self.settings.coverage != "auto":
+                raise
+            log.info("%s", error)
+        else:
+            self.tail = tail
 
     def warm_up(self) -> None:
         """The model is compiled; only a proposer with something to measure has anything to do."""

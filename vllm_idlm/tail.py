@@ -79,15 +79,21 @@ class DevicePlan:
     """The extra rows of a step of Model Runner V2, whose number of drafts only the device knows.
 
     A full row is `[x, 2 (n - 1) causal slots, G0, G1, ..]` whatever k is; a group behind a draft that is not there is
-    computed and not drawn from. All is worked out on the device, from tensors of the step.
+    computed and not drawn from. All is worked out on the device, from tensors of the step, and written where a CUDA
+    graph reads it: a graph captured for R requests finds the rows of a step of up to R at the same addresses.
     """
 
-    def __init__(self, masks: int, groups: Sequence[int], device: torch.device) -> None:
-        """masks: n - 1 of each group; groups: by the number of drafts accepted, in their order in the row."""
+    def __init__(self, masks: int, groups: Sequence[int], requests: int, device: torch.device) -> None:
+        """masks: n - 1 of each group; groups: by the number of drafts accepted, in their order in the row; requests:
+        of a batch at most."""
         self.causal = 1 + 2 * masks  # places before the first group
+        self.extra = len(groups) * masks
         self._places = [torch.from_numpy(p).to(device) for p in places(self.causal, tuple((j, masks) for j in groups))]
         self.order = torch.full((masks,), -1, device=device)  # by drafts accepted: which group of the row
         self.order[list(groups)] = torch.arange(len(groups), device=device)
+        self._fields = torch.empty(4 * requests * self.extra, dtype=torch.int32, device=device)
+        self._starts = torch.arange(requests + 1, dtype=torch.int32, device=device) * self.extra
+        self._gone = torch.tensor([-1, 0, 0, 0], device=device)[:, None, None]  # the fields of a row that is not there
         self._step: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
     def begin(self, query_start: Tensor, rows: Tensor, computed: Tensor, positions: Tensor) -> None:
@@ -105,28 +111,39 @@ class DevicePlan:
         return self._step is not None
 
     def tail(self, block_table: Tensor) -> Tail:
-        """The step's rows, all requests with all places; writes their positions. block_table: [>= B, blocks]."""
+        """The step's rows, all requests with all places; writes their positions.
+
+        block_table: [R, blocks], R >= B: behind the requests of the step a graph may have room for more.
+        """
         query_start, rows, computed, positions = self._step
         row, position, visible, own_first = self._places
-        requests, base = len(rows), computed.unsqueeze(1)
-        there = row < rows.unsqueeze(1)  # [B, E]
-        at = (query_start[1:] - rows).unsqueeze(1) + row
+        base, rows = computed.unsqueeze(1), rows.unsqueeze(1)
+        there = row < rows  # [B, E]
+        at = query_start[1:].unsqueeze(1) - rows + row
+        tail = self.empty(block_table)
         fields = torch.stack([at, base + visible, base + own_first, base + row + 1])
-        fields = torch.where(there, fields, torch.tensor([-1, 0, 0, 0], device=row.device)[:, None, None])
+        tail.rows.unflatten(1, (-1, self.extra))[:, : len(rows)] = torch.where(there, fields, self._gone)
         # One row behind the last of the batch takes what is not there: a write without a condition.
         spare = positions.new_empty(len(positions) + 1)
         spare[:-1] = positions
         spare[torch.where(there, at, len(positions)).flatten()] = (base + position).flatten()
         positions.copy_(spare[:-1])
-        starts = torch.arange(requests + 1, dtype=torch.int32, device=row.device) * len(row)
-        return Tail(block_table[:requests], starts, fields.flatten(1).int(), len(row))
+        return tail
+
+    def empty(self, block_table: Tensor) -> Tail:
+        """As `tail` of a step without extra rows; a graph captured with it goes on with the rows of each step."""
+        requests = len(block_table)
+        rows = self._fields[: 4 * requests * self.extra].view(4, requests * self.extra)
+        rows.view(4, -1, self.extra).copy_(self._gone)
+        return Tail(block_table, self._starts[: requests + 1], rows, self.extra)
 
 
 class TailAttention:
     """The hooks of one engine. `plan` is set for a step, between the preparation of its inputs and its forward."""
 
-    def __init__(self) -> None:
-        self.plan: Plan | DevicePlan | None = None
+    def __init__(self, plan: DevicePlan | None = None) -> None:
+        """plan: of all steps, on Model Runner V2; None: V1, which sets one each step."""
+        self.plan: Plan | DevicePlan | None = plan
 
     def attach(self, runner: Any) -> None:
         """Hook into the attention layers and metadata builders of a runner (of either kind) that has just made these.
@@ -137,7 +154,7 @@ class TailAttention:
         layers = {
             name: config.compilation_config.static_forward_context[name] for g in groups for name in g.layer_names
         }
-        check_engine(config, runner.device)
+        check_engine(config, runner.device, in_graphs=isinstance(self.plan, DevicePlan))
         for name, layer in layers.items():
             check(name, layer)
         for layer in layers.values():
@@ -146,15 +163,32 @@ class TailAttention:
                 layer.impl.forward = _Forward(layer.impl)
         for builder in (b for group in groups for b in group.metadata_builders):
             builder.build = functools.partial(self._build, builder.build)
+            builder.build_for_cudagraph_capture = functools.partial(
+                self._build_for_capture, builder.build_for_cudagraph_capture
+            )
 
-    def _build(self, original: Any, common_prefix_len: int, common: Any, *args: Any, **kwargs: Any) -> Any:
+    def _build(
+        self, original: Any, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """A builder's `build`, with vLLM's names for what it takes: it is called by them, too."""
         if not self.plan:
-            return original(common_prefix_len, common, *args, **kwargs)
+            return original(common_prefix_len, common_attn_metadata, *args, **kwargs)
+        common = common_attn_metadata
         tail = self.plan.tail(common.block_table_tensor)
         if common.seq_lens.is_cpu and isinstance(self.plan, Plan):
             common = _without_extra(common, self.plan)
         metadata = original(common_prefix_len, common, *args, **kwargs)
         metadata.isd_tail = tail
+        return metadata
+
+    def _build_for_capture(self, original: Any, common_attn_metadata: Any) -> Any:
+        """For a full CUDA graph of V2 (V1's are refused): our kernel becomes part of it, unless its rows are narrower.
+
+        Such a graph is also replayed without a step of requests (idle ranks); so it finds no rows then.
+        """
+        metadata, plan = original(common_attn_metadata), self.plan
+        if isinstance(plan, DevicePlan) and common_attn_metadata.max_query_len > plan.causal:
+            metadata.isd_tail = plan.empty(common_attn_metadata.block_table_tensor)
         return metadata
 
 
@@ -219,12 +253,17 @@ def views(kv_cache: Tensor) -> tuple[Tensor, Tensor]:
     return keys, halves[:, :, 1].unflatten(2, (tokens, both // 2))
 
 
-def check_engine(config: Any, device: torch.device) -> None:
-    """SettingsError if an engine of this VllmConfig cannot have rows at places of their own."""
+def check_engine(config: Any, device: torch.device, in_graphs: bool = False) -> None:
+    """SettingsError if an engine of this VllmConfig cannot have rows at places of their own.
+
+    in_graphs: whether the plan of its steps may be part of a full CUDA graph.
+    """
     mode = config.compilation_config.cudagraph_mode
-    full = device.type != "cpu" and mode is not None and mode.has_full_cudagraphs()
+    full = not in_graphs and device.type != "cpu" and mode is not None and mode.has_full_cudagraphs()
     found = {
-        'full CUDA graphs (they do with "cudagraph_mode": "PIECEWISE" in the compilation config)': full,
+        'full CUDA graphs of Model Runner V1 (they do on V2, vLLM\'s default on GPUs, and with "cudagraph_mode": '
+        '"PIECEWISE" in the compilation config)': full,
+        "microbatches (enable_dbo, ubatch_size)": config.parallel_config.use_ubatching,
         "positions of several dimensions (M-RoPE)": config.model_config.uses_mrope,
         "decode context parallelism": config.parallel_config.decode_context_parallel_size > 1,
     }

@@ -1,8 +1,8 @@
 """Attention of extra mask rows in Triton, for GPUs: `naive.tail_attention`, by stretches of the keys that are joined.
 
 A program is one request, one key head and one of SPLITS stretches: all rows and query heads of it against those keys,
-so a key is read once for all groups. The number of stretches is fixed, so that a launch does not depend on lengths and
-can be part of a CUDA graph; a short sequence leaves some of them empty.
+so a key is read once for all groups. The number of stretches follows from that of requests and heads alone, so that a
+launch does not depend on lengths and can be part of a CUDA graph; a short sequence leaves some of them empty.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from vllm.triton_utils import tl, triton
 from vllm_idlm.kernels.noise import triton as noise
 from vllm_idlm.kernels.tail.naive import Tail
 
-SPLITS = 8
+SPLITS = 8  # at most
+PROGRAMS = 256  # about two for each multiprocessor of a large GPU; more of them would only take memory
 TILE = 64  # keys of a step
 WARPS = 8  # with fewer, registers would spill
 
@@ -132,6 +133,11 @@ def _join(
         tl.store(to, made.to(output.dtype.element_ty), mask=size < SIZE)
 
 
+def splits(requests: int, heads: int) -> int:
+    """Stretches of the keys, a power of 2: as many as keep the device busy."""
+    return max(1, min(SPLITS, triton.next_power_of_2(PROGRAMS // max(1, requests * heads))))
+
+
 def tail_attention(output: Tensor, query: Tensor, key: Tensor, value: Tensor, tail: Tail, scale: float) -> None:
     """As `naive.tail_attention`, without a wait for the device. Rows of query and output must be in one piece."""
     requests, heads, size = len(tail.block_table), key.shape[1], query.shape[2]
@@ -139,11 +145,12 @@ def tail_attention(output: Tensor, query: Tensor, key: Tensor, value: Tensor, ta
     if query.stride(1) != size or query.stride(2) != 1 or output.stride(1) != size or output.stride(2) != 1:
         raise ValueError(f"rows of query and output must be in one piece; got strides {query.stride()}")
     padded, scores = triton.next_power_of_2(size), max(16, triton.next_power_of_2(tail.most * group))
-    parts = (requests, heads, SPLITS, scores)
+    stretches = splits(requests, heads)
+    parts = (requests, heads, stretches, scores)
     maximum, weight = torch.empty(2, *parts, dtype=torch.float32, device=query.device)
     out = torch.empty(*parts, padded, dtype=torch.float32, device=query.device)
-    shape = {"GROUP": group, "SIZE": size, "PADDED": padded, "M": scores, "SPLITS": SPLITS}
-    _stretch[(requests, heads, SPLITS)](
+    shape = {"GROUP": group, "SIZE": size, "PADDED": padded, "M": scores, "SPLITS": stretches}
+    _stretch[(requests, heads, stretches)](
         maximum, weight, out, query, query.stride(0), key, *key.stride(), value, *value.stride(), tail.block_table,
         tail.block_table.stride(0), tail.starts, tail.rows, tail.rows.shape[1], scale,
         TOKENS=key.shape[2], TILE=TILE, WIDE=noise.INTERPRETED, num_warps=WARPS, **shape,

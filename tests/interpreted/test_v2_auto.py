@@ -14,7 +14,7 @@ from vllm_idlm.proposers.estimates import Acceptance, Cost
 
 import vllm_idlm.v2.pace as pace_module
 from tests.engines import stats, tokens
-from tests.interpreted.test_v2_engine import MASK, PROMPTS, ask, folders, plain, start
+from tests.interpreted.test_v2_engine import PROMPTS, ask, folders, plain, start
 
 pytestmark = pytest.mark.vllm
 __all__ = ["folders"]  # a fixture
@@ -65,7 +65,7 @@ def any_width(monkeypatch):
     """Choices at random, every step."""
     draw = random.Random(0)
 
-    def choose(acceptance, cost, requests, most):
+    def choose(acceptance, cost, requests, most, widths):
         whole = len(acceptance) + 1
         stride = draw.choice([*range(1, whole + 1), whole])
         return Choice(stride, tuple(range(draw.randint(0, most))) if stride == whole else (), 1.0, 0.0, 0.0)
@@ -187,31 +187,3 @@ def test_time_between_steps_is_learnt(auto, pace):
     assert {rows for rows, masked, _ in seen if masked} >= {16}
     assert all(0 < seconds < 60 for *_, seconds in seen)
     assert not any(rows == len(PROMPTS[0]) + 3 for rows, *_ in seen), "a prompt was taken for a decoding step"
-
-
-def test_where_rows_have_one_width_it_is_last(folders, monkeypatch):
-    """Full CUDA graphs, vLLM's default on GPUs, and data parallelism."""
-    from vllm import EngineArgs
-    from vllm.config import CUDAGraphMode
-    from vllm.platforms import current_platform
-
-    from vllm_idlm import engine_args
-
-    config = {"method": "isd", "n": 4, "mask_token_id": MASK}
-    asked = EngineArgs(folders[0], speculative_config=config, skip_tokenizer_init=True, enforce_eager=True)
-    found = asked.create_engine_config()
-    assert found.additional_config["isd"]["coverage"] == "auto"
-    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
-    assert not engine_args._full_graphs(found)
-    found.model_config.enforce_eager = False
-    for mode, full in (
-        (None, True),
-        (CUDAGraphMode.FULL_AND_PIECEWISE, True),
-        (CUDAGraphMode.PIECEWISE, False),
-        (CUDAGraphMode.NONE, False),
-    ):
-        found.compilation_config.cudagraph_mode = mode
-        assert engine_args._full_graphs(found) is full
-    found.compilation_config.cudagraph_mode = None
-    assert engine_args._fit_coverage(found, engine_args.of(found)).coverage == "last"
-    assert found.speculative_config.num_speculative_tokens == 6

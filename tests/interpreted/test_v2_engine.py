@@ -13,6 +13,7 @@ from vllm_idlm.proposers.reference import GatedLoRA, decode
 
 from tests import tiny
 from tests.engines import engine, isd, preemptions, proposer, stats, tokens
+from vllm_idlm.tail import DevicePlan
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3, 7, 11, 2], [5, 5, 9], [1, 2, 3, 4, 5, 6, 7, 8], [13], [40, 2, 40, 2, 40]]
@@ -83,6 +84,25 @@ def test_each_forward_equals_the_reference(folders, n, coverage, gated):
             emitted += len(ours["tokens"])
             accepted += theirs.accepted
     assert accepted > 0, "no draft was ever accepted: the comparison saw one half of the algorithm"
+
+
+def test_extra_groups_as_a_captured_graph_reads_them(folders, monkeypatch):
+    """Graphs cannot be captured here. What one reads can: the tensors of a capture for the most requests, kept, while
+    each step, of any number of requests, is laid out behind their addresses."""
+    captured, sizes, lay = [], set(), DevicePlan.tail
+
+    def tail(self, block_table):
+        sizes.add(len(block_table))
+        room = block_table._base[: OPTIONS["max_num_seqs"]]  # vLLM's own, for all steps
+        if not captured:
+            captured.append(self.empty(room))
+        lay(self, room)
+        return captured[0]
+
+    monkeypatch.setattr(DevicePlan, "tail", tail)
+    test_each_forward_equals_the_reference(folders, 4, "all", True)
+    assert len(captured) == 1
+    assert sizes >= {1, 2, 3}
 
 
 CASES = [

@@ -135,3 +135,30 @@ def counts(module: ModuleType) -> None:
         return counting(original)(at_hand[0], *args, **kwargs)
 
     runner.sample_tokens, module.AsyncOutput = sample_tokens, output
+
+
+@patch(
+    "v2-graphs-by-width",
+    "vllm.v1.worker.gpu.cudagraph_utils",
+    what="CudaGraphManager captures full graphs for every width of rows that ISD's auto chooses from, and offers each "
+    "step those of its own width",
+    why="it knows the widths of a schedule by batch size only, and offers the graphs of the next size alone, whatever "
+    "width they are for",
+    removed_by="captures of several query lengths at all batch sizes, and candidates by query length, in vLLM",
+)
+def graphs_by_width(module: ModuleType) -> None:
+    """Wrap `_init_candidates`, which lists what to capture and, by tokens of a step, the graphs that may do for it."""
+    manager = module.CudaGraphManager
+    original = expect_source(
+        manager, "_init_candidates", "self._candidates.setdefault(key, []).extend(matching)", "self._capture_descs[mode"
+    )
+
+    @functools.wraps(original)
+    def _init_candidates(self):
+        original(self)
+        if runs_isd(self.vllm_config):
+            from vllm_idlm.v2 import graphs
+
+            graphs.extend(self, module.CUDAGraphMode.FULL)
+
+    manager._init_candidates = _init_candidates

@@ -7,7 +7,6 @@ vLLM builds the class by its `custom_class` method; the ledger (`ledger.runner`)
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,13 +20,10 @@ from vllm_idlm.kernels.draft import confidence
 from vllm_idlm.kernels.draft import propose as draw
 from vllm_idlm.proposers.estimates import Cost
 from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups, plan_slots
-from vllm_idlm.settings import SettingsError
-from vllm_idlm.tail import TailAttention, plan
+from vllm_idlm.tail import plan
 from vllm_idlm.v1 import base_graph, noise, policy
 from vllm_idlm.v1.base_graph import BaseGraph
 from vllm_idlm.v1.sampler import ISDSampler
-
-log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
 
 
 class Drawn(NamedTuple):
@@ -59,22 +55,11 @@ class ISDProposer(EngineState):
         runner.rejection_sampler = ISDSampler(runner.sampler, self)
 
     def attach_attention(self) -> None:
-        """Hook the attention of extra groups, once vLLM has made its metadata builders.
-
-        Raises SettingsError if the model's attention cannot have them and they were asked for by name.
-        """
-        if not self.settings.groups:
-            return
-        tail = TailAttention()
-        try:
-            tail.attach(self.runner)
-        except SettingsError as error:
-            if self.settings.coverage != "auto":
-                raise
-            log.info("%s", error)
-            self._only_last()
-        else:
-            self.tail = tail
+        """Hook the attention of extra groups, once vLLM has made its metadata builders (see `hook_attention`)."""
+        if self.settings.groups:
+            self.hook_attention()
+            if self.tail is None:
+                self._only_last()
 
     def _only_last(self) -> None:
         self.settings = self.settings.model_copy(update={"coverage": "last"})

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from vllm_idlm import settings as isd_settings
-from vllm_idlm.proposers.coverage import Choice, choose_width
+from vllm_idlm.proposers.coverage import Choice, choose_width, width
 from vllm_idlm.proposers.estimates import Acceptance, Cost
+from vllm_idlm.v2 import graphs
 
 log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
 MEASURED = "isd_rows"  # additional_config: what a worker measured, once it is warm
@@ -42,7 +43,7 @@ def _has_noise_of_its_own(params: Any) -> bool:
 class Pace:
     """Takes the place of a scheduler's `dynamic_sd_lookup`: indexed by the requests of a step, it gives slots of a row.
 
-    Slots of stride s: 2 (s - 1), and n - 1 more for each extra group behind a row of stride n; 0 is plain decoding.
+    Slots as `coverage.width` has them; 0 is plain decoding. Under full CUDA graphs only widths that these have.
     """
 
     _EVERY = 8  # steps between choices while the number of requests stays
@@ -55,6 +56,7 @@ class Pace:
         self.cost: Cost | None = None
         self.choice: Choice | None = None
         self._most = 0  # extra groups that the workers can carry
+        self._widths = graphs.captured(scheduler.vllm_config)
         self._requests = self._age = 0
         self._last: tuple[float, frozenset[str]] = (0.0, frozenset())  # when tokens came, and whose
         if found := scheduler.vllm_config.additional_config.get(MEASURED):
@@ -71,13 +73,14 @@ class Pace:
         """Slots of a row in a step of that many requests."""
         full = self._settings.stride(requests)
         if self.cost is None or any(_has_noise_of_its_own(r.sampling_params) for r in self._scheduler.running):
-            return 2 * (full - 1)  # the text of a request with a seed must not depend on clocks
+            return width(full)  # the text of a request with a seed must not depend on clocks
         self._age += 1
         if self.choice is None or requests != self._requests or self._age >= self._EVERY:
             most = self._most if full == self._settings.n else 0
-            self.choice = choose_width(self.acceptance.by_place()[: full - 1], self.cost, requests, most)
+            acceptance = self.acceptance.by_place()[: full - 1]
+            self.choice = choose_width(acceptance, self.cost, requests, most, self._widths)
             self._requests, self._age = requests, 0
-        return (self.choice.stride - 1) * (2 + len(self.choice.groups))
+        return width(self.choice.stride, len(self.choice.groups))
 
     def observe(self, scheduled: Any, output: Any) -> None:
         """Learn from a step: its SchedulerOutput, and the ModelRunnerOutput whose tokens have just come."""

@@ -21,8 +21,7 @@ from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
-from vllm_idlm.settings import SettingsError
-from vllm_idlm.tail import DevicePlan, TailAttention
+from vllm_idlm.tail import DevicePlan
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
 from vllm_idlm.v2.sampler import ISDRejectionSampler, SeededSampler
 
@@ -90,23 +89,10 @@ class ISDSpeculator(EngineState, BaseSpeculator):
             self._mapping = Mapping(runner.lora_manager._adapter_manager)
 
     def attach_attention(self) -> None:
-        """Hook the attention of extra groups, once vLLM has made its metadata builders.
-
-        Raises SettingsError if the model's attention cannot have them and they were asked for by name.
-        """
-        groups = self.settings.groups[: self.settings.extra]
-        if not groups:
-            return
-        tail = TailAttention()
-        try:
-            tail.attach(self.runner)
-        except SettingsError as error:
-            if self.settings.coverage != "auto":
-                raise
-            log.info("%s", error)
-        else:
-            self.tail = tail
-            self.tail.plan = DevicePlan(self.settings.masks, groups, self.device)
+        """Hook the attention of extra groups, once vLLM has made its metadata builders (see `hook_attention`)."""
+        if groups := self.settings.groups[: self.settings.extra]:
+            requests = self.runner.max_num_reqs
+            self.hook_attention(DevicePlan(self.settings.masks, groups, requests, self.device))
 
     def warm_up(self) -> None:
         """Once the model is compiled: measure what rows cost here, for `auto`, which the scheduler decides."""
