@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vllm_idlm import __version__, ledger
+from vllm_idlm import __version__, cpu_linear, ledger
 from vllm_idlm.fingerprint import FingerprintError, other_base
 from vllm_idlm.proposers.coverage import width
 from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, of, parse, runs_isd
@@ -75,6 +75,7 @@ def apply_isd(args: Any, model_config: Any) -> None:
         if settings.check_base:
             _check_base(settings.lora, model_config.model)
     settings = complete(settings, model_config.hf_config, model_config.get_vocab_size())
+    settings = cpu_linear.resolve(settings, model_config.dtype)
     need = (args.max_num_seqs or 0) * (1 + settings.slots)
     if settings.coverage == "auto" and (args.max_num_batched_tokens or need) < need:  # the user's room is for less
         settings = settings.model_copy(update={"coverage": "last"})

@@ -81,6 +81,13 @@ class ISDSettings(BaseModel):
         "null for no end: [[1, 16, 4], [17, 64, 3], [65, null, 1]]. Stride 1 is plain decoding. Default: always n.",
     )
 
+    cpu_linear: Literal["auto", "rows", "vllm"] = Field(
+        "auto",
+        description="Whose products of the model's weights run on CPUs: rows (ours: a few rows cost little more than "
+        "one, and a row's result does not depend on the others), vllm (oneDNN), or auto: rows for bfloat16 on "
+        "processors with AVX-512 but without instructions for bfloat16, where oneDNN is slow.",
+    )
+
     @field_validator("schedule")
     @classmethod
     def _schedule_has_no_gaps(cls, schedule: list | None, info: ValidationInfo) -> list | None:

@@ -4,7 +4,7 @@
 
 `core` is the mechanism; the siblings hold the entries by what they reach: `config` (settings and the CLI),
 `architectures` (checkpoints that vLLM does not know), `runner` and `runner_v2` (Model Runners V1 and V2), `scheduler`,
-`ray_executor`, `lora` and `cpu_cache` (the CPU build's).
+`ray_executor`, `lora`, `cpu_cache` and `cpu_linear` (the CPU build's).
 """
 
 # Importing a file enters its patches.
@@ -12,6 +12,7 @@ from vllm_idlm.ledger import (  # noqa: F401
     architectures,
     config,
     cpu_cache,
+    cpu_linear,
     lora,
     ray_executor,
     runner,

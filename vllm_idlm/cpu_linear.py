@@ -1,0 +1,64 @@
+"""Whose products of the model's weights an engine on CPUs runs: vLLM's (oneDNN), or ours (`kernels.linear`).
+
+A verify forward has a few rows more than a plain one, which costs little only where a product of a few rows is bound by
+reading the weights. oneDNN is that on processors with instructions for bfloat16; without them it takes two to three
+times as long for a few rows as for one. Ours is bound by memory there.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from vllm_idlm.kernels import linear
+from vllm_idlm.kernels.native import BuildError
+from vllm_idlm.settings import ISDSettings, SettingsError
+
+log = logging.getLogger("vllm.idlm")
+
+
+def slow_at_bfloat16() -> bool:
+    """Whether this processor is one that ours was made for: AVX-512 without instructions for bfloat16."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    return not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def resolve(settings: ISDSettings, dtype: torch.dtype) -> ISDSettings:
+    """`settings` with `cpu_linear` "rows" or "vllm". dtype: of the model.
+
+    Raises SettingsError where "rows" was asked for and cannot be had.
+    """
+    from vllm.platforms import current_platform
+
+    if settings.cpu_linear == "vllm":
+        return settings
+    asked = settings.cpu_linear == "rows"
+    if not current_platform.is_cpu() or dtype not in linear.DTYPES:
+        if asked:
+            raise SettingsError(
+                f'"cpu_linear": "rows" is for models in bfloat16 or float32 on CPUs; this one is {dtype} on '
+                f'{current_platform.device_name}. Leave it out, or set "vllm"'
+            )
+        return settings.model_copy(update={"cpu_linear": "vllm"})
+    ours = asked or (dtype == torch.bfloat16 and slow_at_bfloat16())
+    if ours:
+        try:
+            linear.load()
+        except BuildError as error:
+            if asked:
+                raise SettingsError(f'"cpu_linear": "rows": {error}') from None
+            log.warning("products of the weights are vLLM's, two to three times slower for a few rows: %s", error)
+            ours = False
+    return settings.model_copy(update={"cpu_linear": "rows" if ours else "vllm"})
+
+
+def take(layer: Any) -> bool:
+    """Give a layer of vLLM our product, if it takes the layer's weight, which stays as it is."""
+    if not linear.fits(layer.weight):
+        return False
+    linear.load()
+    layer.cpu_linear = linear.linear
+    return True
