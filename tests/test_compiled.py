@@ -51,6 +51,29 @@ def test_steps_without_masks_take_the_model_without_lora(tmp_path, monkeypatch, 
     assert calls == {True: 0, False: 4 * 2}, "four LoRA updates in each of two layers"
 
 
+def test_a_users_output_head_is_not_left_behind(tmp_path, monkeypatch):
+    """All steps are plain decoding, by the graph without LoRA where no request has an adapter; the one that has, on the
+    output head, which is in no graph, ends while the other goes on."""
+    from vllm import SamplingParams, TokensPrompt
+    from vllm.lora.request import LoRARequest
+
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    model = tiny.write_tiny(tmp_path / "model", vocab=48)
+    lora = str(tiny.write_adapter(tmp_path / "draft", model, scale=0.5))
+    head = str(tiny.write_adapter(tmp_path / "head", model, seed=5, scale=4.0, head=True))
+    prompts = [TokensPrompt(prompt_token_ids=p) for p in ([3, 7, 11, 2], [5, 5, 9])]
+    params = [SamplingParams(temperature=0, max_tokens=m, ignore_eos=True, detokenize=False) for m in (6, 24)]
+    options = {"skip_tokenizer_init": True, "max_model_len": 64}
+    alone = engine(str(model), **options).generate(prompts, params, use_tqdm=False)
+    config = isd(4, mask_token_id=1, lora=lora, schedule=[[1, None, 1]])
+    room = {"enable_lora": True, "max_loras": 1, "max_lora_rank": 8}
+    llm = engine(str(model), speculative_config=config, enforce_eager=False, **room, **options)
+    loras = [LoRARequest("head", 1, head), None]
+    found = tokens(llm.generate(prompts, params, lora_request=loras, use_tqdm=False))
+    assert found[1] == tokens(alone)[1]
+    assert found[0] != tokens(alone)[0], "the user's adapter changes nothing"
+
+
 def _lora_calls(llm, base: bool) -> int:
     """How often one forward by one of the graphs calls the LoRA update."""
     from torch.profiler import profile

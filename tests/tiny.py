@@ -76,11 +76,11 @@ def load_tiny(path: str | Path) -> nn.Module:
 
 
 def write_adapter(
-    path: str | Path, model_path: str | Path, *, rank: int = 8, seed: int = 1, scale: float = 1.0
+    path: str | Path, model_path: str | Path, *, rank: int = 8, seed: int = 1, scale: float = 1.0, head: bool = False
 ) -> Path:
     """Write a random LoRA on every projection of the checkpoint at `model_path`, in peft's format.
 
-    scale: the size of the update relative to the module's own output, roughly.
+    scale: the size of the update relative to the module's own output, roughly. head: on the output head alone.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -90,7 +90,7 @@ def write_adapter(
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     with safe_open(str(Path(model_path) / "model.safetensors"), "pt") as model:
-        for key in sorted(k for k in model.keys() if "_proj." in k):  # noqa: SIM118
+        for key in sorted(k for k in model.keys() if ("lm_head." if head else "_proj.") in k):  # noqa: SIM118
             out, inner = model.get_slice(key).get_shape()
             name = f"base_model.model.{key.removesuffix('.weight')}"
             tensors[f"{name}.lora_A.weight"] = torch.randn(rank, inner, generator=generator) * inner**-0.5

@@ -101,14 +101,18 @@ def compiler() -> Iterator[Finding]:
     """The compiled kernels of the CPU build."""
     if not _on_cpu():
         return
-    from vllm_idlm.kernels import native, tail
+    from vllm_idlm.cpu_linear import slow_at_bfloat16
+    from vllm_idlm.kernels import linear, native, tail
     from vllm_idlm.kernels.lora import cpu
 
-    for name, source in (("LoRA kernel", cpu.SOURCE), ("attention kernel", tail.SOURCE)):
+    sources = {"LoRA kernel": cpu.SOURCE, "attention kernel": tail.SOURCE}
+    if slow_at_bfloat16():
+        sources["product kernel"] = linear.SOURCE
+    for name, source in sources.items():
         try:
             built = native.library_path(source).exists()
         except native.BuildError as error:
-            yield Finding(name, "note", f"{error}; it runs in plain torch, several times slower", "")
+            yield Finding(name, "note", f"{error}; without it steps take several times as long", "")
         else:
             when = "built" if built else "will be built at the first use (about 15 s)"
             yield Finding(name, "ok", f"{when}, compiler {native._compiler()}")
