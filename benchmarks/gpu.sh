@@ -9,6 +9,12 @@ idlm doctor || true
 #    numeric floor beside it.
 python -m pytest tests/interpreted -q -k "oracle or verify_rows or draft_and_gate or tail_kernel" -p no:cacheprovider
 python -m benchmarks.equality --dtype bfloat16 --name equality-gpu
+#    Extra groups inside full CUDA graphs, and without graphs: the same text, and the same TPF beside it. A lower one under
+#    graphs would mean that they read other rows than they should.
+for graphs in "" --eager; do
+  python -m benchmarks.equality $graphs --dtype bfloat16 --methods risd:all,risd:auto --strides 4 \
+    --name "equality-gpu-coverage$graphs"
+done
 VLLM_USE_V2_MODEL_RUNNER=0 python -m pytest tests/test_forwards.py tests/test_sampled.py -q
 # 2. The step kernels: time and bytes against the limit and against vLLM's own chain.
 python -m benchmarks.kernels --batches 1,4,16,64 --name kernels-gpu
