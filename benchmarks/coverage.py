@@ -97,19 +97,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=96)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--linear", default="auto", help="cpu_linear of the engines with ISD: whose products on CPUs")
     parser.add_argument("--eager", action="store_true", help="do not compile the models")
     parser.add_argument("--name", default="coverage-cpu", help="results/NAME.json")
     args = parser.parse_args()
     options = {"dtype": args.dtype, "enforce_eager": args.eager}
     engines = {"plain": common.start("plain", 0, **options)}
     for coverage in args.coverage.split(","):
-        method = "plain" if coverage == "control" else f"risd:{coverage}"
-        engines[coverage] = common.start(method, args.n, **options)
+        method, settings = ("plain", None) if coverage == "control" else ("risd", {"cpu_linear": args.linear})
+        engines[coverage] = common.start(f"{method}:{coverage}", args.n, settings=settings, **options)
     rows = []
     for batch in map(int, args.batches.split(",")):
         rows.append(measure(engines, batch, args))
         print(rows[-1], flush=True)
-    given = {k: getattr(args, k) for k in ("n", "tokens", "rounds", "temperature", "dtype", "eager")}
+    given = {k: getattr(args, k) for k in ("n", "tokens", "rounds", "temperature", "dtype", "linear", "eager")}
     print(common.save(args.name, {**given, "rows": rows}))
 
 
