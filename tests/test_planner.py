@@ -61,6 +61,20 @@ def test_tpf_by_the_formula_is_the_served_one():
         assert planned == pytest.approx(served, rel=0.02), what
 
 
+def test_results_of_another_processor_are_named_and_not_held_against_this_one(tmp_path):
+    record = json.loads((RESULTS / "coverage-cpu.json").read_text(encoding="utf-8"))
+    mine, other = tmp_path / "mine.json", tmp_path / "other.json"
+    mine.write_text(json.dumps(record), encoding="utf-8")
+    record["machine"]["cpu"] = "Abacus 3000"
+    other.write_text(json.dumps(record), encoding="utf-8")
+    sources = {p.source for p in measured.points(tmp_path)}
+    assert "mine.json" in sources
+    assert "other.json" not in sources
+    assert measured.elsewhere(tmp_path) == [("other.json", "Abacus 3000")]
+    done = CliRunner().invoke(app, ["plan", "--validate", "--results", str(tmp_path)])
+    assert "other.json, measured on Abacus 3000" in " ".join(done.output.split())
+
+
 def test_docs_tell_the_errors_that_there_are():
     text = (Path(__file__).parent.parent / "docs" / "planner.md").read_text(encoding="utf-8")
     for source, figure, count, mean, worst in measured.summary(measured.errors(measured.points())):

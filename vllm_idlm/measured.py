@@ -13,8 +13,10 @@ import yaml
 
 from vllm_idlm import planner
 
+CPU = "cpu-2-cores"  # of configs/hardware: what our CPU figures are held against
 RANK = 32  # of the embedded adapter, with which our CPU figures were taken
 _CPU_CONTEXT = 80  # tokens in the cache on average in benchmarks.overhead and benchmarks.coverage
+_Reader = Callable[[str, dict[str, Any]], Iterator["Point"]]  # (file, its content) -> points
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,41 @@ def results() -> Path | None:
 
 
 def points(folder: Path | None = None) -> list[Point]:
-    """All measurements of step times: the published ones, and those in `folder` (default: `results()`)."""
+    """All measurements of step times: the published ones, and those in `folder` (default: `results()`).
+
+    A result of another processor than the device's own is not among them: see `elsewhere`.
+    """
     shipped = Path(str(files("vllm_idlm.configs"))) / "measured"
     found = [p for file in sorted(shipped.glob("*.yaml")) for p in _published(file)]
+    for name, record, read in _records(folder):
+        if _processor(record) == planner.hardware(CPU).processor:
+            found += read(name, record)
+    return found
+
+
+def elsewhere(folder: Path | None = None) -> list[tuple[str, str]]:
+    """(file, processor) of the results in `folder` from another processor than the device's: no points of theirs."""
+    found = [(name, _processor(record)) for name, record, _ in _records(folder)]
+    return [(name, cpu) for name, cpu in found if cpu != planner.hardware(CPU).processor]
+
+
+def _records(folder: Path | None) -> Iterator[tuple[str, dict[str, Any], _Reader]]:
+    """(file, content, what reads its points) of every result of step times."""
     folder = folder or results()
     for file in sorted(folder.glob("*.json")) if folder else []:
         record = json.loads(file.read_text(encoding="utf-8"))
         if str(record.get("provenance", {}).get("command", "")).startswith("idlm bench"):
-            found += _bench(file.name, record)
+            yield file.name, record, _bench
             continue
         read = _READERS.get(str(record.get("command", "")).split(" --")[0].strip())
         if read and not (record.get("result") or {}).get("shape"):  # shapes with dummy weights: GPU runs, not fitted
-            found += read(file.name, record["result"])
-    return found
+            yield file.name, record, read
+
+
+def _processor(record: dict[str, Any]) -> str:
+    """The name of the CPU a result was measured on."""
+    machine = record.get("machine") or record.get("provenance", {}).get("machine") or {}
+    return str(machine.get("cpu", "a processor it does not name"))
 
 
 def _published(file: Path) -> Iterator[Point]:
@@ -81,8 +105,8 @@ def _published(file: Path) -> Iterator[Point]:
         )  # fmt: skip
 
 
-def _overhead(file: str, result: dict[str, Any]) -> Iterator[Point]:
-    for row in result["rows"]:
+def _overhead(file: str, record: dict[str, Any]) -> Iterator[Point]:
+    for row in record["result"]["rows"]:
         for method in ("isd", "risd"):
             if method in row:
                 yield _cpu(
@@ -90,7 +114,8 @@ def _overhead(file: str, result: dict[str, Any]) -> Iterator[Point]:
                 )
 
 
-def _coverage(file: str, result: dict[str, Any]) -> Iterator[Point]:
+def _coverage(file: str, record: dict[str, Any]) -> Iterator[Point]:
+    result = record["result"]
     n = result["n"]
     for row in result["rows"]:
         plain_ms = 1e3 * row["batch"] / row["plain"]["tokens_per_s"]
@@ -121,10 +146,10 @@ def _bench(file: str, report: dict[str, Any]) -> Iterator[Point]:
 
 def _cpu(file: str, method: str, n: int, groups: int, batch: int, tpf: float, oh: float, plain_ms: float) -> Point:
     rank = RANK if method == "risd" else 0
-    return Point(file, "smollm2-135m", "cpu-2-cores", method, n, groups, rank, batch, _CPU_CONTEXT, tpf, oh, plain_ms)
+    return Point(file, "smollm2-135m", CPU, method, n, groups, rank, batch, _CPU_CONTEXT, tpf, oh, plain_ms)
 
 
-_READERS: dict[str, Callable[[str, dict[str, Any]], Iterator[Point]]] = {
+_READERS: dict[str, _Reader] = {
     "python -m benchmarks.overhead": _overhead,
     "python -m benchmarks.coverage": _coverage,
 }

@@ -44,6 +44,9 @@ class Hardware(BaseModel):
     memory: float = Field(gt=0, description="Bytes.")
     allreduce_us: float = Field(0.0, ge=0, description="Latency of one all-reduce.")
     link: float = Field(1e12, gt=0, description="Bandwidth between devices, bytes/s.")
+    processor: str | None = Field(
+        None, description="A CPU's name as results record it: only what was measured on it is held against this device."
+    )
 
 
 class Shape(BaseModel):

@@ -120,6 +120,8 @@ def _validate(results: Path | None) -> None:
     for source, figure, count, mean, worst in measured.summary(found):
         short.add_row(source, figure, str(count), f"{mean:.1%}", f"{worst:.0%}")
     out.print(short)
+    for file, cpu in measured.elsewhere(results):
+        out.print(f"Not held against the planner: {file}, measured on {cpu}, not on {measured.CPU}'s.", markup=False)
     for what, served, planned in measured.tpf_errors(results):
         out.print(
             f"TPF by the formula, {what}: served {served:.3f}, planned {planned:.3f} ({planned / served - 1:+.1%})"
