@@ -19,7 +19,7 @@ carries group j if P_j V > rate dT (`worthwhile`). None of this touches what is 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 
 class Choice(NamedTuple):
@@ -46,15 +46,28 @@ def expected_tokens(acceptance: Sequence[float]) -> float:
     return sum((j + 1) * p for j, p in enumerate(outcomes(acceptance)))
 
 
+def plainly(cost: Callable[[int, bool], float], requests: int) -> Choice:
+    """Plain decoding. Arguments as of `choose`."""
+    return Choice(1, (), requests / cost(requests, False), 0.0, 0.0)
+
+
+_NOTHING = Choice(1, (), 0.0, 0.0, 0.0)
+
+
 def choose(
-    acceptance: Sequence[float], cost: Callable[[int, bool], float], requests: int = 1, most: int = 99
+    acceptance: Sequence[float],
+    cost: Callable[[int, bool], float],
+    requests: int = 1,
+    most: int = 99,
+    plain: bool = True,
 ) -> Choice:
     """The stride (at most len(acceptance) + 1) and the groups with the highest rate.
 
     acceptance: a_1 .. a_k; cost: seconds of a forward with that many rows in the batch, with mask slots or without;
-    requests: of the batch, each with such a row; most: extra groups that may be carried.
+    requests: of the batch, each with such a row; most: extra groups that may be carried; plain: whether plain decoding
+    is among the choices (else the rate is 0 where nothing is left).
     """
-    best = Choice(1, (), requests / cost(requests, False), 0.0, 0.0)
+    best = plainly(cost, requests) if plain else _NOTHING
     for k in range(1, len(acceptance) + 1):
         chances = outcomes(acceptance[:k])
         likeliest = sorted(range(k), key=lambda j: -chances[j])
@@ -82,6 +95,7 @@ def choose_width(
     requests: int = 1,
     most: int = 99,
     widths: Collection[int] = (),
+    plain: bool = True,
 ) -> Choice:
     """`choose` where all rows of a forward are of one width, cold ones too, and groups stand behind full rows alone.
 
@@ -89,7 +103,7 @@ def choose_width(
     accepted drafts. Same arguments; `value` and `price` are not used there, and 0. widths: the only ones there are (in
     slots, besides 0), unless empty.
     """
-    best = Choice(1, (), requests / cost(requests, False), 0.0, 0.0)
+    best = plainly(cost, requests) if plain else _NOTHING
     whole = len(acceptance)
     for k in range(1, whole + 1):
         chances, tokens = outcomes(acceptance[:k]), expected_tokens(acceptance[:k])
@@ -103,6 +117,30 @@ def choose_width(
             if rate > best.rate:
                 best = Choice(k + 1, tuple(range(count)), rate, 0.0, 0.0)
     return best
+
+
+class Known(Protocol):
+    """A cost that says how much it knows: `estimates.Cost`."""
+
+    def __call__(self, rows: int, masked: bool) -> float: ...
+
+    def known(self, masked: bool) -> float: ...
+
+
+def settle(rule: Callable[..., Choice], acceptance: Sequence[float], cost: Known, requests: int, *rest: Any) -> Choice:
+    """What `rule` (`choose`, `choose_width`) says; or the best of the other kind, if what that takes is not known.
+
+    Drafting and plain decoding are the two kinds. One that is not run is judged by a table taken when the engine
+    started, and would never be found out if that has it too dear. So it is tried where less than a step of it is
+    remembered, unless it is expected to be slower than half the best. That is forgotten again, so it is at the start
+    and every thousand steps or so.
+    """
+    best = rule(acceptance, cost, requests, *rest)
+    drafts = best.stride > 1
+    if cost.known(not drafts) >= 1:
+        return best
+    other = plainly(cost, requests) if drafts else rule(acceptance, cost, requests, *rest, plain=False)
+    return other if other.rate > best.rate / 2 else best
 
 
 def worthwhile(acceptance: Sequence[float], choice: Choice) -> tuple[int, ...]:

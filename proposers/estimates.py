@@ -130,6 +130,10 @@ class Cost:
         table = self.table(round(x / count), not masked)
         return float(np.clip((table + y / count) / table, 0.05, 1.0))
 
+    def known(self, masked: bool) -> float:
+        """Steps of that kind that are remembered, each by its weight."""
+        return float(self._sums[masked][0])
+
     def __call__(self, rows: int, masked: bool) -> float:
         """Seconds expected of a step."""
         count, x, xx, y, xy = self._sums[masked]

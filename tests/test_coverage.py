@@ -6,10 +6,11 @@ import random
 
 import numpy as np
 import pytest
-from vllm_idlm.proposers.coverage import choose, choose_width, expected_tokens, outcomes, worthwhile
+from vllm_idlm.proposers.coverage import choose, choose_width, expected_tokens, outcomes, settle, worthwhile
 from vllm_idlm.proposers.estimates import Acceptance, Cost
 from vllm_idlm.proposers.state import MASK, Records, Row, plan_groups
 
+from vllm_idlm import calibrate
 from vllm_idlm.tail import places, plan
 
 
@@ -212,6 +213,55 @@ def test_steps_with_masks_say_nothing_of_steps_without():
     for _ in range(8000):
         cost.observe(4, False, truth[False](4))
     assert choose([0.5], cost, requests=4).stride == 2, "drafting is never tried again"
+
+
+@pytest.mark.parametrize("rule", [choose, choose_width])
+def test_a_table_that_has_one_kind_too_dear_is_found_out(rule):
+    """Drafting twice as dear by the table as it is, then plain decoding: neither is left out for that."""
+    truth = {False: lambda rows: 2.0 + 0.01 * rows, True: lambda rows: 2.3 + 0.01 * rows}
+    for plain, masked, acceptance, right in ((2.0, 4.0, 0.7, True), (4.0, 2.3, 0.05, False)):
+        cost = Cost([1, 16], [plain, plain + 0.15], [masked, masked + 0.15])
+        assert (rule([acceptance], cost, 1).stride > 1) != right, "the table is not wrong"
+        taken = []
+        for _ in range(60):
+            best = settle(rule, [acceptance], cost, 1)
+            masked_now = best.stride > 1
+            taken.append(masked_now)
+            rows = 3 + len(best.groups) if masked_now else 1
+            for _ in range(8):
+                cost.observe(rows, masked_now, truth[masked_now](rows))
+        assert taken[3:].count(not right) <= 1
+
+
+@pytest.mark.parametrize("rule", [choose, choose_width])
+def test_what_is_hopeless_is_not_tried(rule):
+    dear = Cost([1, 16], [1.0, 1.1], [4.0, 9.0])
+    assert settle(rule, [0.9], dear, 1).stride == 1
+    assert settle(rule, [], dear, 1).stride == 1
+    slow = Cost([1, 16], [9.0, 9.0], [1.0, 1.1])
+    assert settle(rule, [0.9], slow, 1).stride == 2
+
+
+def test_a_kind_that_lost_is_tried_once_in_a_thousand_steps():
+    truth = {False: lambda rows: 1.0 + 0.05 * rows, True: lambda rows: 1.0 + 0.2 * rows}
+    cost = Cost([1, 16], [1.05, 1.8], [1.2, 4.2])
+    tried = 0
+    for _ in range(500):
+        best = settle(choose, [0.4], cost, 1)
+        masked = best.stride > 1
+        tried += masked
+        rows = 3 + len(best.groups) if masked else 1
+        for _ in range(8):
+            cost.observe(rows, masked, truth[masked](rows))
+    assert 2 <= tried <= 5
+
+
+def test_a_busy_moment_is_taken_off_the_tables():
+    made = calibrate._tables({
+        (1, False): 9.0, (1, True): 3.0, (4, False): 2.5, (4, True): 8.0, (7, False): 3.0, (7, True): 4.0,
+    })  # fmt: skip
+    assert made == ([1, 4, 7], [2.5, 2.5, 3.0], [3.0, 4.0, 4.0])
+    assert calibrate._tables({(1, False): 1.0, (4, False): 2.0}) == ([1, 4], [1.0, 2.0], [1.0, 2.0])
 
 
 def test_a_machine_that_slows_down_slows_both_kinds():

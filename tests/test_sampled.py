@@ -107,7 +107,7 @@ def _moody(policy) -> None:
     def cost(rows, masked):
         return 1 + rows * random.choice([0.0, 0.0, 0.001])
 
-    cost.observe = lambda *_: None
+    cost.observe, cost.known = (lambda *_: None), (lambda _: 1.0)
     policy.cost = cost
 
 

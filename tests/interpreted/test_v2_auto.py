@@ -42,7 +42,7 @@ def told(cost):
     def fixed(rows, masked):
         return cost(rows, masked)
 
-    fixed.observe = lambda *_: None
+    fixed.observe, fixed.known = (lambda *_: None), (lambda _: 1.0)
     return fixed
 
 

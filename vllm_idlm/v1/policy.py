@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 
-from vllm_idlm.proposers.coverage import Choice, choose, worthwhile
+from vllm_idlm.proposers.coverage import Choice, choose, settle, worthwhile
 from vllm_idlm.proposers.estimates import Acceptance, Cost
 from vllm_idlm.proposers.state import Row
 from vllm_idlm.settings import ISDSettings
@@ -68,7 +68,8 @@ class Auto(Fixed):
         self._age += 1
         if self.choice is None or requests != self._requests or self._age >= self._EVERY:
             most = self._settings.stride(requests) - 1
-            self.choice = choose(self.acceptance.by_place()[:most], self.cost, requests, self._settings.extra)
+            acceptance = self.acceptance.by_place()[:most]
+            self.choice = settle(choose, acceptance, self.cost, requests, self._settings.extra)
             self._requests, self._age = requests, 0
         return self.choice.stride
 

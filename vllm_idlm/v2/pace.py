@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vllm_idlm import settings as isd_settings
-from vllm_idlm.proposers.coverage import Choice, choose_width, width
+from vllm_idlm.proposers.coverage import Choice, choose_width, settle, width
 from vllm_idlm.proposers.estimates import Acceptance, Cost
 from vllm_idlm.v2 import graphs
 
@@ -78,7 +78,7 @@ class Pace:
         if self.choice is None or requests != self._requests or self._age >= self._EVERY:
             most = self._most if full == self._settings.n else 0
             acceptance = self.acceptance.by_place()[: full - 1]
-            self.choice = choose_width(acceptance, self.cost, requests, most, self._widths)
+            self.choice = settle(choose_width, acceptance, self.cost, requests, most, self._widths)
             self._requests, self._age = requests, 0
         return width(self.choice.stride, len(self.choice.groups))
 
