@@ -9,12 +9,22 @@ idlm doctor || true
 #    numeric floor beside it.
 python -m pytest tests/interpreted -q -k "oracle or verify_rows or draft_and_gate or tail_kernel" -p no:cacheprovider
 python -m benchmarks.equality --dtype bfloat16 --name equality-gpu
-#    Extra groups inside full CUDA graphs, and without graphs: the same text, and the same TPF beside it. A lower one under
-#    graphs would mean that they read other rows than they should.
+#    Extra groups inside full CUDA graphs, and without graphs: the same text, and the same TPF but for ties (`auto` has its
+#    widths by the clock). A lower one under graphs would mean that they read other rows than they should.
 for graphs in "" --eager; do
   python -m benchmarks.equality $graphs --dtype bfloat16 --methods risd:all,risd:auto --strides 4 \
     --name "equality-gpu-coverage$graphs"
 done
+python - <<'PY' || exit 1
+import json
+with_graphs, without = (
+    [row["tpf"] for row in json.load(open(f"benchmarks/results/equality-gpu-coverage{end}.json"))["result"]["rows"]
+     if row["method"] == "risd:all"] for end in ("", "--eager"))
+print("TPF of risd:all with CUDA graphs", with_graphs, "and without", without)
+assert all(abs(a / b - 1) < 0.03 for a, b in zip(with_graphs, without, strict=True)), "graphs read other rows"
+PY
+#    vLLM profiles its graphs' memory in a cache of its own first where it sizes the cache by itself: a plain start.
+python -c "from vllm import LLM; LLM('smollm2-135m-risd', speculative_config={'method': 'isd', 'n': 4, 'coverage': 'all'}, max_model_len=1024)" || exit 1
 VLLM_USE_V2_MODEL_RUNNER=0 python -m pytest tests/test_forwards.py tests/test_sampled.py -q
 # 2. The step kernels: time and bytes against the limit and against vLLM's own chain.
 python -m benchmarks.kernels --batches 1,4,16,64 --name kernels-gpu

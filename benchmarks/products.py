@@ -10,6 +10,7 @@ R-ISD by ours, coverage last and all; each at every batch size. vLLM's plain dec
 from __future__ import annotations
 
 import argparse
+import gc
 from typing import Any
 
 from benchmarks import common
@@ -49,6 +50,8 @@ def main() -> None:
         llm = common.start(method, args.n, settings=settings, dtype=args.dtype)
         for batch in map(int, args.batches.split(",")):
             found[f"{name}, batch {batch}"] = answers(llm, batch, args.prompts, args.tokens)
+        del llm
+        gc.collect()  # an engine's end takes vLLM's process groups with it: before the next one starts
     rows = [
         {"answers": name, "identical to": {other: _same(own, found[other]) for other in found if other != name}}
         for name, own in found.items()

@@ -83,7 +83,8 @@ def _locked(path: Path):
 def load(source: Path, *ops: str) -> None:
     """Build and load the ops of `source`, each `vllm_idlm::name`; `BuildError` if they cannot be had here.
 
-    The ops return nothing and change their first argument, which is all that torch.compile needs to know of them.
+    The named ops return nothing and change their first argument, which is all that torch.compile needs to know of them;
+    others register what they return themselves.
     """
     try:
         torch.ops.load_library(str(build(source)))

@@ -46,7 +46,7 @@ _TYPES = {
 # The tail kernels of Qwen3-8B: 9 rows of 4 heads.
 _TAIL = {**dict.fromkeys(("part_max", "part_sum", "part_out"), FLOATS), "scale": "fp32"}
 _TAIL |= dict.fromkeys(("table", "starts", "rows"), INTS)
-_TAIL_SIZES = {"GROUP": 4, "SIZE": 128, "PADDED": 128, "M": 64, "SPLITS": tail.SPLITS}
+_TAIL_SIZES = {"GROUP": 4, "SIZE": 128, "PADDED": 128, "M": 64}
 
 
 def _typed(dtype: str) -> dict[str, str]:
@@ -89,8 +89,10 @@ def main() -> None:
         print("draft.race", dtype, compiled(draft._race, dtype, MOST=3, BLOCK=draft.BLOCK, SAMPLED=True))
     for dtype in ("bf16", "fp16"):
         types, sizes = _TAIL | _typed(dtype), {"TOKENS": 16, "TILE": tail.TILE, "WIDE": False}
-        print("tail.stretch", dtype, compiled(tail._stretch, dtype, types, tail.WARPS, **_TAIL_SIZES, **sizes))
-        print("tail.join", dtype, compiled(tail._join, dtype, types, **_TAIL_SIZES))
+        for splits in (1, 2, 4, tail.SPLITS):
+            own = {**_TAIL_SIZES, "SPLITS": splits}
+            print("tail.stretch", dtype, splits, compiled(tail._stretch, dtype, types, tail.WARPS, **own, **sizes))
+            print("tail.join", dtype, splits, compiled(tail._join, dtype, types, **own))
     print("verify.finish", compiled(verify._finish, WIDTH=4, PADDED=4, BLOCKS=64, RACE_BLOCKS=256))
     print("draft.race greedy", compiled(draft._race, MOST=3, BLOCK=draft.BLOCK, SAMPLED=False))
     print("draft.pick", compiled(draft._pick, MOST=3, BLOCKS=256))

@@ -17,17 +17,16 @@ pytestmark = pytest.mark.vllm
 SIZES = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]  # vLLM's default
 
 
-def manager(config):
+def manager(config, sizes=SIZES):
     """vLLM's manager as it is before it captures; its constructor wants a GPU."""
-    from vllm.config import CUDAGraphMode
     from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 
     made = object.__new__(CudaGraphManager)
-    sizes = SimpleNamespace(cudagraph_capture_sizes=SIZES, max_cudagraph_capture_size=SIZES[-1])
+    sizes = SimpleNamespace(cudagraph_capture_sizes=sizes, max_cudagraph_capture_size=sizes[-1])
     made.__dict__ |= {
         "vllm_config": config,
         "compilation_config": sizes,
-        "cudagraph_mode": CUDAGraphMode.FULL_AND_PIECEWISE,
+        "cudagraph_mode": config.compilation_config.cudagraph_mode,
         "max_num_reqs": config.scheduler_config.max_num_seqs,
         "decode_query_len": 1 + config.speculative_config.num_speculative_tokens,
         "lora_capture_cases": [0, 1],
@@ -92,6 +91,27 @@ def test_every_width_has_a_full_graph_for_every_batch(config, requests):
     assert len(set(graphs._capture_descs[CUDAGraphMode.FULL])) == len(sizes) < 250
     mixed = graphs.dispatch(2, 40, None, 0)
     assert mixed.cg_mode == CUDAGraphMode.PIECEWISE
+
+
+@pytest.mark.parametrize("mode", ["FULL_AND_PIECEWISE", "FULL_DECODE_ONLY"])
+def test_small_capture_sizes_have_the_widths_that_fit(config, mode):
+    """vLLM itself captures nothing there: the widest row is wider than the largest size."""
+    from vllm.config import CUDAGraphMode
+
+    graphs = manager(config(16, CUDAGraphMode[mode]), [1, 2, 4, 8])
+    for batch, rows in [(1, 1), (8, 1), (1, 3), (2, 3), (1, 7)]:
+        assert graphs.dispatch(batch, batch * rows, rows, 0).cg_mode == CUDAGraphMode.FULL, (batch, rows)
+    assert graphs.dispatch(1, 16, 16, 0).cg_mode == CUDAGraphMode.NONE
+
+
+def test_with_a_draft_adapter_nothing_is_captured_without(config):
+    from vllm.config import CUDAGraphMode
+
+    found = config(16)
+    found.additional_config["isd"]["lora"] = "adapter"
+    ours = [g for g in manager(found)._capture_descs[CUDAGraphMode.FULL] if g.uniform_token_count != 16]
+    assert {g.uniform_token_count for g in ours} == {1, 3, 7}
+    assert all(g.num_active_loras for g in ours)
 
 
 def test_a_users_schedule_is_found_too(config):

@@ -74,6 +74,26 @@ def test_rows_of_any_stride_and_more_dimensions(dtype):
     assert linear.linear(x[:0], weight).shape == (0, 40)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_torch_finds_the_op_well_made(dtype):
+    """Its schema, the shapes it tells torch.compile, and what compiled code makes of it."""
+    x, weight, bias = make(3, 20, 64, dtype)
+    torch.library.opcheck(torch.ops.vllm_idlm.linear.default, (x, weight, bias))
+
+
+def test_a_machine_without_a_compiler_keeps_vllms(monkeypatch):
+    def fails():
+        raise native.BuildError("no C++ compiler found")
+
+    layer = torch.nn.Linear(64, 20, bias=False)
+    monkeypatch.setattr(linear, "load", fails)
+    assert not cpu_linear.take(layer)
+    assert not hasattr(layer, "cpu_linear")
+    monkeypatch.undo()
+    assert cpu_linear.take(layer)
+    assert not cpu_linear.take(torch.nn.Linear(60, 20, bias=False)), "not whole vectors"
+
+
 def test_numbers_that_are_none():
     x, weight, _ = make(3, 20, 64, torch.bfloat16)
     x[1, 5] = float("nan")

@@ -7,6 +7,7 @@ times as long for a few rows as for one. Ours is bound by memory there.
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -56,9 +57,23 @@ def resolve(settings: ISDSettings, dtype: torch.dtype) -> ISDSettings:
 
 
 def take(layer: Any) -> bool:
-    """Give a layer of vLLM our product, if it takes the layer's weight, which stays as it is."""
-    if not linear.fits(layer.weight):
+    """Give a layer of vLLM our product, if it takes the layer's weight, which stays as it is; else say so, once.
+
+    A worker on a machine without a compiler keeps vLLM's, which other ranks need not know of.
+    """
+    weight = layer.weight
+    if not linear.fits(weight):
+        _keeps(f"{weight.dtype} weights, or of a width that is no multiple of 64 bytes, such as {tuple(weight.shape)}")
         return False
-    linear.load()
+    try:
+        linear.load()
+    except BuildError as error:
+        _keeps(f"on this machine: {error}")
+        return False
     layer.cpu_linear = linear.linear
     return True
+
+
+@functools.cache
+def _keeps(what: str) -> None:
+    log.warning("products of the weights stay vLLM's, slower for a few rows: %s", what)

@@ -222,7 +222,7 @@ class _Forward:
 
     def __init__(self, impl: Any) -> None:
         self._impl = impl
-        self._cache: Tensor | None = None
+        self._cache: Tensor | None = None  # of a CPU alone: vLLM on GPUs makes one for profiling first, and frees it
         self._views: tuple[Tensor, Tensor] | None = None
 
     def __call__(
@@ -232,10 +232,15 @@ class _Forward:
         result = self._impl.isd_plain_forward(layer, query, key, value, kv_cache, metadata, output, *args, **kwargs)
         tail = getattr(metadata, "isd_tail", None)
         if tail is not None:
-            if kv_cache is not self._cache:
-                self._cache, self._views = kv_cache, views(kv_cache)
-            tail_attention(output, query, *self._views, tail, self._impl.scale)
+            tail_attention(output, query, *self._views_of(kv_cache), tail, self._impl.scale)
         return result
+
+    def _views_of(self, kv_cache: Tensor) -> tuple[Tensor, Tensor]:
+        if not kv_cache.is_cpu:
+            return views(kv_cache)
+        if kv_cache is not self._cache:
+            self._cache, self._views = kv_cache, views(kv_cache)
+        return self._views
 
 
 def views(kv_cache: Tensor) -> tuple[Tensor, Tensor]:

@@ -57,6 +57,8 @@ def _stretch(
     live = score // GROUP < tl.load(starts + request + 1) - first
     at = rows + first + score // GROUP
     row = tl.load(at, mask=live, other=-1)
+    if tl.max(row, axis=0) < 0:  # no rows (room of a CUDA graph): `_join` reads nothing of it
+        return
     live = live & (row >= 0)
     visible = tl.load(at + total, mask=live, other=0)
     own_first = tl.load(at + 2 * total, mask=live, other=0)

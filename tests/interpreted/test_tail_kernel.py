@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from vllm_idlm.kernels.tail import naive
+from vllm_idlm.kernels.tail import triton as kernel
 from vllm_idlm.kernels.tail.triton import tail_attention
 
 from tests.test_tail import close, make
@@ -21,6 +22,25 @@ def both(query, key, value, rows):
 @pytest.mark.parametrize(("n", "k"), [(2, 1), (4, 3), (4, 1), (8, 7)])
 def test_strides_and_drafts(n, k, dtype):
     close(*both(*make([0, 63, 200], k, n, dtype=dtype)), dtype)
+
+
+@pytest.mark.parametrize("stretches", [1, 2, 4])
+def test_however_many_stretches_of_keys(stretches, monkeypatch):
+    """A large batch keeps a device busy with few of them, or one."""
+    query, key, *rest = make([0, 63, 500], 3, 4)
+    monkeypatch.setattr(kernel, "PROGRAMS", stretches * 3 * key.shape[1])
+    assert kernel.splits(3, key.shape[1]) == stretches
+    close(*both(query, key, *rest), torch.float32)
+
+
+def test_requests_without_rows_are_left_alone():
+    """Room of a CUDA graph: its rows are -1."""
+    query, key, value, rows = make([0, 63, 500], 3, 4)
+    first, last = rows.starts[1:3].tolist()
+    rows.rows[:, first:last] = torch.tensor([-1, 0, 0, 0], dtype=torch.int32)[:, None]
+    found, wanted = both(query, key, value, rows)
+    close(found, wanted, torch.float32)
+    assert (found == 7.0).all(-1).all(-1).sum() > 0
 
 
 @pytest.mark.parametrize(("heads", "key_heads", "size"), [(9, 3, 64), (8, 8, 32), (32, 4, 128), (5, 1, 80)])

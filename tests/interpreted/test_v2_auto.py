@@ -65,7 +65,7 @@ def any_width(monkeypatch):
     """Choices at random, every step."""
     draw = random.Random(0)
 
-    def choose(acceptance, cost, requests, most, widths):
+    def choose(acceptance, cost, requests, most, widths, plain=True):
         whole = len(acceptance) + 1
         stride = draw.choice([*range(1, whole + 1), whole])
         return Choice(stride, tuple(range(draw.randint(0, most))) if stride == whole else (), 1.0, 0.0, 0.0)

@@ -8,7 +8,6 @@ that where there are several widths most steps would find none of theirs.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,20 +35,24 @@ def captured(vllm_config: Any) -> frozenset[int]:
 def extend(manager: Any, full: Any) -> None:
     """Add the captures of all widths to vLLM's CudaGraphManager, and offer each step those of its own.
 
-    full: vLLM's CUDAGraphMode.FULL. Nothing is added where the manager has no graphs of uniform rows to begin with.
+    full: vLLM's CUDAGraphMode.FULL. Graphs for rows of any number (varlen) are left alone. With a draft adapter every
+    step has one, so none is captured without.
     """
-    captures = manager._capture_descs.get(full, [])
+    from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
+
+    widths, adapter = captured(manager.vllm_config), isd_settings.of(manager.vllm_config).lora is not None
+    captures = manager._capture_descs.setdefault(full, []) if widths else manager._capture_descs.get(full, [])
     uniform = [graph for graph in captures if graph.uniform_token_count is not None]
-    if not uniform:
+    if manager.varlen_decode or not (uniform or widths):
         return
     sizes, most = manager.compilation_config.cudagraph_capture_sizes, manager.max_num_reqs
     room = manager.compilation_config.max_cudagraph_capture_size
-    for rows in (1 + slots for slots in captured(manager.vllm_config)):
+    for rows in (1 + slots for slots in widths):
         for requests in sorted({size for size in sizes if size <= most} | {most}):
-            for loras in manager.lora_capture_cases:
-                graph = dataclasses.replace(
-                    uniform[0], num_tokens=requests * rows, num_reqs=requests, uniform_token_count=rows,
-                    num_active_loras=loras, num_ubatches=1,
+            for loras in (case for case in manager.lora_capture_cases if case or not adapter):
+                graph = BatchExecutionDescriptor(
+                    cg_mode=full, num_tokens=requests * rows, num_reqs=requests, uniform_token_count=rows,
+                    num_active_loras=loras,
                 )  # fmt: skip
                 if graph.num_tokens <= room and graph not in uniform:
                     uniform.append(graph)

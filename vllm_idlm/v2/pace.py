@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import numpy as np
 from vllm_idlm import settings as isd_settings
 from vllm_idlm.proposers.coverage import Choice, choose_width, settle, width
 from vllm_idlm.proposers.estimates import Acceptance, Cost
-from vllm_idlm.v2 import graphs
 
 log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
 MEASURED = "isd_rows"  # additional_config: what a worker measured, once it is warm
@@ -56,7 +56,7 @@ class Pace:
         self.cost: Cost | None = None
         self.choice: Choice | None = None
         self._most = 0  # extra groups that the workers can carry
-        self._widths = graphs.captured(scheduler.vllm_config)
+        self._widths: frozenset[int] = frozenset()  # that the workers have full graphs for; empty: any
         self._requests = self._age = 0
         self._last: tuple[float, frozenset[str]] = (0.0, frozenset())  # when tokens came, and whose
         if found := scheduler.vllm_config.additional_config.get(MEASURED):
@@ -64,9 +64,12 @@ class Pace:
         else:
             log.warning("ISD: no worker said what rows cost: every step has the rows of stride n, without extra groups")
 
-    def start(self, rows: list[int], plain: list[float], masked: list[float], groups: int) -> None:
-        """What the workers measured once they were warm (as `Cost` takes it), and the extra groups they can carry."""
-        self.cost, self._most = Cost(rows, plain, masked), groups
+    def start(
+        self, rows: list[int], plain: list[float], masked: list[float], groups: int, widths: Collection[int] = ()
+    ) -> None:
+        """What the workers measured once they were warm (as `Cost` takes it), the extra groups they can carry, and the
+        widths of rows, in slots, that they keep full graphs for (none: any is as good)."""
+        self.cost, self._most, self._widths = Cost(rows, plain, masked), groups, frozenset(widths)
         log.info("ISD: the scheduler chooses how wide rows are, with up to %d extra groups", groups)
 
     def __getitem__(self, requests: int) -> int:

@@ -22,6 +22,7 @@ from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
 from vllm_idlm.tail import DevicePlan
+from vllm_idlm.v2 import graphs
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
 from vllm_idlm.v2.sampler import ISDRejectionSampler, SeededSampler
 
@@ -98,7 +99,8 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         """Once the model is compiled: measure what rows cost here, for `auto`, which the scheduler decides."""
         if self.settings.coverage == "auto":
             groups = self.settings.extra if self.tail is not None else 0
-            self.measured = {**calibrate.measure(self)._asdict(), "groups": groups}
+            widths = sorted(graphs.captured(self.runner.vllm_config))  # by the mode that vLLM settled on here
+            self.measured = {**calibrate.measure(self)._asdict(), "groups": groups, "widths": widths}
 
     # -- before the forward
 
