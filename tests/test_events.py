@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engines import MASK, engine, isd, preemptions, proposer, stats, tokens
+from tests.engines import MASK, engine, isd, preemptions, proposer, stats, tokens, told
 
 pytestmark = pytest.mark.vllm
 TOPICS = [
@@ -196,8 +196,7 @@ def test_auto_gives_the_same_text_and_chooses(smol, adapter):
         assert tokens(_chat(llm, prompts, params)) == want
         assert found.choice is not None
     for dear in (0.0, 1.0):  # rows for nothing: all groups; rows at a second each: plain decoding
-        found.cost = lambda rows, masked, dear=dear: 1.0 + dear * rows
-        found.cost.observe = lambda *_: None
+        found.cost = told(lambda rows, masked, dear=dear: 1.0 + dear * rows)
         stats(llm)
         assert tokens(_chat(llm, prompts, params)) == want
         counted = stats(llm)

@@ -94,15 +94,14 @@ def test_masks_in_a_block_of_their_own(folders):
 
 def test_none_while_auto_decodes_plainly(folders):
     """Where nothing is drafted, masks behind a prompt would be rows for nothing."""
-    from tests.engines import proposer
+    from tests.engines import proposer, told
 
     path, adapter = folders
     speculative = isd(N, mask_token_id=MASK, lora=adapter, coverage="auto")
     llm = engine(path, speculative_config=speculative, max_model_len=128, skip_tokenizer_init=True)
     found = proposer(llm).policy
     for dear, drafts in ((0.0, 3), (1.0, 0), (0.0, 3)):  # rows for nothing, and rows at a second each
-        found.cost = lambda rows, masked, dear=dear: 1.0 + dear * rows
-        found.cost.observe = lambda *_: None
+        found.cost = told(lambda rows, masked, dear=dear: 1.0 + dear * rows)
         for _ in range(2):  # the first lets the choice settle, and what the scheduler sees of it
             rows, _answers = _first_rows(llm, [PROMPT], max_tokens=24)
         assert len(rows[0][0]["drafts"]) == drafts

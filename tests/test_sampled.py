@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.engines import engine, isd, proposer, stats
+from tests.engines import engine, isd, proposer, stats, told
 from tests.stats import chi_square
 
 pytestmark = pytest.mark.vllm
@@ -103,12 +103,7 @@ def _draw(llm, options: dict, samples: int) -> np.ndarray:
 
 def _moody(policy) -> None:
     """Rows that cost little one time and much the next: strides and groups change all the time."""
-
-    def cost(rows, masked):
-        return 1 + rows * random.choice([0.0, 0.0, 0.001])
-
-    cost.observe, cost.known = (lambda *_: None), (lambda _: 1.0)
-    policy.cost = cost
+    policy.cost = told(lambda rows, masked: 1 + rows * random.choice([0.0, 0.0, 0.001]))
 
 
 def _pvalue(folders, options: dict, samples: int, **settings) -> float:

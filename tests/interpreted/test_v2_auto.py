@@ -13,7 +13,7 @@ from vllm_idlm.proposers.coverage import Choice
 from vllm_idlm.proposers.estimates import Acceptance, Cost
 
 import vllm_idlm.v2.pace as pace_module
-from tests.engines import stats, tokens
+from tests.engines import stats, tokens, told
 from tests.interpreted.test_v2_engine import PROMPTS, ask, folders, plain, start
 
 pytestmark = pytest.mark.vllm
@@ -34,16 +34,6 @@ def pace(auto):
     found.acceptance, found.choice = Acceptance(3), None
     yield found
     found.cost = kept
-
-
-def told(cost):
-    """A cost that steps do not correct."""
-
-    def fixed(rows, masked):
-        return cost(rows, masked)
-
-    fixed.observe, fixed.known = (lambda *_: None), (lambda _: 1.0)
-    return fixed
 
 
 @pytest.fixture
