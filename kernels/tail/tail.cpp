@@ -20,30 +20,25 @@
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int kStrip = 32;       // keys of a strip
+constexpr int kStrip = 32;       // keys of a strip: two vectors
 constexpr int kStretch = 128;    // keys of a task
 constexpr int kTile = 6;         // rows of the small product kept in registers
 constexpr float kNone = -std::numeric_limits<float>::infinity();
-typedef float f32v __attribute__((vector_size(64), aligned(4)));
+// Vectors are read and written through these types: a memcpy of 64 bytes goes by way of the stack with GCC.
+typedef float f32v __attribute__((vector_size(64), aligned(4), may_alias));
 typedef int32_t i32v __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t u32v __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t u16v __attribute__((vector_size(32), aligned(2)));
+typedef uint16_t u16v __attribute__((vector_size(32), aligned(2), may_alias));
 
 using bf16 = uint16_t;  // the bits of a bfloat16
 
-inline f32v load(const float* from) {
-  f32v v;
-  std::memcpy(&v, from, 64);
-  return v;
-}
+inline f32v load(const float* from) { return *reinterpret_cast<const f32v*>(from); }
 
 inline f32v load(const bf16* from) {
-  u16v raw;
-  std::memcpy(&raw, from, 32);
-  return (f32v)(__builtin_convertvector(raw, u32v) << 16);
+  return (f32v)(__builtin_convertvector(*reinterpret_cast<const u16v*>(from), u32v) << 16);
 }
 
-inline void store(float* to, f32v v) { std::memcpy(to, &v, 64); }
+inline void store(float* to, f32v v) { *reinterpret_cast<f32v*>(to) = v; }
 
 inline void put(float* to, float v) { *to = v; }
 
@@ -137,12 +132,23 @@ inline void hide(float* scores, const Rows& rows, int64_t group, int64_t first) 
   }
 }
 
+// The lanes of a vector joined into one, halves onto each other, four times.
+template <typename F>
+inline float fold(f32v v, F&& join) {
+  v = join(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  v = join(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  v = join(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  v = join(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
+  return v[0];
+}
+
+inline f32v larger(f32v a, f32v b) { return a > b ? a : b; }
+
 // Scores become weights under the new maximum; what was summed under the old one is scaled.
 inline void weigh(float* scores, State& state, int64_t count, int64_t size) {
   for (int64_t m = 0; m < count; m++) {
     float* row = scores + m * kStrip;
-    float most = state.maximum[m];
-    for (int64_t t = 0; t < kStrip; t++) most = std::max(most, row[t]);
+    const float most = std::max(state.maximum[m], fold(larger(load(row), load(row + kLanes)), larger));
     if (most == kNone) {
       std::fill(row, row + kStrip, 0.0f);
       continue;
@@ -159,7 +165,7 @@ inline void weigh(float* scores, State& state, int64_t count, int64_t size) {
       store(row + v, weight);
       sum += weight;
     }
-    for (int l = 0; l < kLanes; l++) state.sum[m] += sum[l];
+    state.sum[m] += fold(sum, [](f32v a, f32v b) { return a + b; });
   }
 }
 
