@@ -1,8 +1,8 @@
 """Whose products of the model's weights an engine on CPUs runs: vLLM's (oneDNN), or ours (`kernels.linear`).
 
 A verify forward has a few rows more than a plain one, which costs little only where a product of a few rows is bound by
-reading the weights. oneDNN is that on processors with instructions for bfloat16; without them it takes two to three
-times as long for a few rows as for one. Ours is bound by memory there.
+reading the weights. oneDNN is that on processors with instructions for bfloat16; without them a few rows take it
+three times as long as one, or more. Ours is bound by memory there.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def resolve(settings: ISDSettings, dtype: torch.dtype) -> ISDSettings:
         except BuildError as error:
             if asked:
                 raise SettingsError(f'"cpu_linear": "rows": {error}') from None
-            log.warning("products of the weights are vLLM's, two to three times slower for a few rows: %s", error)
+            log.warning("products of the weights are vLLM's, two to four times slower for a few rows: %s", error)
             ours = False
     return settings.model_copy(update={"cpu_linear": "rows" if ours else "vllm"})
 
