@@ -67,7 +67,7 @@ def test_right_drafts_emit_n_tokens_a_forward(oracle, plain, n):
     assert found["tpf"] == n
 
 
-@pytest.mark.parametrize("coverage", ["all", [0]])
+@pytest.mark.parametrize("coverage", ["all", pytest.param([0], marks=pytest.mark.slow)])
 def test_a_rejection_that_was_covered_is_followed_by_a_verification(oracle, plain, coverage):
     """Wrong drafts with masks behind x: every forward verifies but an answer's last, with nothing left to draft."""
     llm = oracle(4, lambda place, token: (token + 1) % 40000, coverage)

@@ -48,9 +48,9 @@ def _configs(adapter):
 @pytest.mark.parametrize("method", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("isd", "risd")), "risd-all"])
 def test_preemption(smol, adapter, method):
     """A KV cache too small for the batch: requests are preempted and resumed, the output stays the same."""
-    prompts, params = _prompts(8, words=12), _params(120)
+    prompts, params = _prompts(8, words=12), _params(72)
     want = tokens(_chat(engine(smol), prompts, params))
-    small = {"num_gpu_blocks_override": 44, "block_size": 32, "max_num_seqs": 8, "enable_prefix_caching": False}
+    small = {"num_gpu_blocks_override": 40, "block_size": 32, "max_num_seqs": 8, "enable_prefix_caching": False}
     llm = engine(smol, speculative_config=_configs(adapter)[method], disable_log_stats=False, **small)
     preempted = preemptions(llm)
     assert tokens(_chat(llm, prompts, params)) == want
@@ -85,7 +85,7 @@ def test_chunked_prompts_and_rows(smol, adapter, method, budget):
 @pytest.mark.parametrize("method", [*(pytest.param(m, marks=pytest.mark.slow) for m in ("isd", "risd")), "risd-all"])
 def test_prefix_cache_cold_and_warm(smol, adapter, method):
     """Blocks filled by ISD's forwards serve later requests: no mask's keys or rejected draft's keys are among them."""
-    prompts, params = _prompts(4, words=20), _params(100)
+    prompts, params = _prompts(4, words=20), _params(64)
     want = tokens(_chat(engine(smol), prompts, params))
     llm = engine(smol, speculative_config=_configs(adapter)[method], block_size=32)
     llm.reset_prefix_cache()
@@ -133,13 +133,13 @@ def test_abort_in_mid_stream(smol, adapter, method):
 )
 def test_up_to_the_models_length(smol, adapter, n, coverage):
     """Near max_model_len a row has fewer slots, never one over the edge; both stop at the same place."""
-    limit = {"max_model_len": 96, "max_num_seqs": 4}
+    limit = {"max_model_len": 72, "max_num_seqs": 4}
     prompts = [TOPICS[i] for i in range(4)]
     params = _params(None)
     want = _chat(engine(smol, **limit), prompts, params)
     got = _chat(engine(smol, speculative_config=isd(n, lora=adapter, coverage=coverage), **limit), prompts, params)
     assert tokens(got) == tokens(want)
-    assert all(len(o.prompt_token_ids) + len(o.outputs[0].token_ids) == 96 for o in got)
+    assert all(len(o.prompt_token_ids) + len(o.outputs[0].token_ids) == 72 for o in got)
 
 
 def test_more_requests_than_slots(smol, adapter):
@@ -210,7 +210,7 @@ def test_auto_gives_the_same_text_and_chooses(smol, adapter):
 
 def test_all_outcomes_covered_leave_no_cold_forwards(smol, adapter):
     """But for an answer's last tokens; and more tokens come of each."""
-    prompts, params, found = _prompts(4, words=0), _params(100), {}
+    prompts, params, found = _prompts(4, words=0), _params(60), {}
     for coverage in ("last", "all"):
         llm = engine(smol, speculative_config=isd(lora=adapter, coverage=coverage))
         stats(llm)

@@ -8,7 +8,7 @@ from tests.cases import CASES, sampling
 from tests.engines import MASK, engine, isd, stats
 
 pytestmark = pytest.mark.vllm
-METHODS = (*(pytest.param(m, marks=pytest.mark.slow) for m in ("isd", "isd-n2")), "isd-n8", "risd", "risd-all")
+METHODS = ("isd-n2", "risd", "risd-all", *(pytest.param(m, marks=pytest.mark.slow) for m in ("isd", "isd-n8")))
 
 
 def _engine(method: str, smol: str, adapter: str):

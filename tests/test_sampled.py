@@ -128,8 +128,7 @@ def _pvalue(folders, options: dict, samples: int, **settings) -> float:
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("t=1", {}),
-        pytest.param("penalties", {}, marks=pytest.mark.slow),
+        *(pytest.param(o, {}, marks=pytest.mark.slow) for o in ("t=1", "penalties")),  # t=1: in a mixed batch below
         ("t=1", {"coverage": "all"}),
         ("penalties", {"coverage": "all", "verify": "block"}),
         ("t=1", {"coverage": "auto"}),

@@ -30,13 +30,12 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize(
     ("options", "drafts", "coverage"),
     [
-        ("t=0.7", "probabilistic", "last"),
         ("t=1", "probabilistic", "all"),
         ("penalties", "greedy", "last"),
         ("t=1", "probabilistic", "auto"),
         *(
             pytest.param(o, "probabilistic", "last", marks=pytest.mark.slow)
-            for o in ("t=1", "top-k", "top-p", "min-p", "penalties")
+            for o in ("t=0.7", "t=1", "top-k", "top-p", "min-p", "penalties")
         ),
         *(pytest.param(o, "greedy", "all", marks=pytest.mark.slow) for o in ("t=0.7", "top-p")),
     ],
