@@ -17,7 +17,7 @@ demo: setup  ## plain and strided decoding of the embedded model, side by side
 bench: setup  ## plain decoding, ISD and vLLM's other methods on the embedded model: a report with plots, under 20 minutes
 	@$(BIN)/idlm bench smollm2 --fresh
 
-test: setup  ## unit and integration tests on real vLLM (CPU), under 25 minutes on 2 cores
+test: setup  ## unit and integration tests on real vLLM (CPU), half an hour or so on 2 cores
 	@$(MAKE) --no-print-directory -j2 --output-sync=target test-v1 test-v2
 
 # One core each. V2 and the Triton kernels run under Triton's interpreter, in a process of their own.
