@@ -1,12 +1,13 @@
-"""vLLM's Ray executors as an engine with ISD runs them: every node has the same plugin, and they run on CPUs too.
+"""vLLM's Ray executor as an engine with ISD runs them: every node has the same plugin, and they run on CPUs too.
 
-The ledger (`ledger.ray_executor`) gives these classes to engines with ISD. ISD needs nothing else of Ray: ranks agree
+The ledger (`ledger.ray_executor`) gives this class to engines with ISD. ISD needs nothing else of Ray: ranks agree
 on drafts by themselves (docs/deploy.md). Ray imports this file in its actors before anything of vLLM.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -17,13 +18,18 @@ register()  # before vLLM's modules, so that the ledger sees each as it is impor
 
 from vllm.platforms import current_platform  # noqa: E402
 from vllm.v1.executor import ray_executor_v2  # noqa: E402
-from vllm.v1.executor.ray_executor import RayDistributedExecutor  # noqa: E402
 from vllm.v1.executor.ray_utils import initialize_ray_cluster  # noqa: E402
 
 from vllm_idlm.ray_nodes import check_nodes  # noqa: E402
 from vllm_idlm.settings import SettingsError  # noqa: E402
 
 CPU_DEVICE = "CPU"  # Ray's own resource stands for a device where vLLM runs on the CPU
+# vLLM 0.32 asks for a GPU on the driver's node unless told otherwise, as its own executor tells it; 0.33 never does.
+_DRIVER_WITHOUT_GPU = (
+    {"require_gpu_on_driver": False}
+    if "require_gpu_on_driver" in inspect.signature(initialize_ray_cluster).parameters
+    else {}
+)
 
 
 class CPURayWorkerProc(ray_executor_v2.RayWorkerProc):
@@ -50,23 +56,9 @@ class ISDRayExecutor(ray_executor_v2.RayExecutorV2):
         if current_platform.is_cpu():
             _refuse_too_few_cpus(self.parallel_config)
         with _cpu_workers() if current_platform.is_cpu() else contextlib.nullcontext():
-            initialize_ray_cluster(self.parallel_config, require_gpu_on_driver=False)
+            initialize_ray_cluster(self.parallel_config, **_DRIVER_WITHOUT_GPU)
             check_nodes(self.parallel_config.placement_group, self.parallel_config.ray_runtime_env)
             super()._init_executor()  # finds the placement group made
-
-
-class ISDRayDistributedExecutor(RayDistributedExecutor):
-    """Differs from its parent (vLLM's older executor) in the check of every node; it does not run on CPUs."""
-
-    def _init_executor(self) -> None:
-        if current_platform.is_cpu():
-            raise SettingsError(
-                "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 chooses vLLM's older Ray executor, which does not run on the CPU "
-                "platform; unset it"
-            )
-        initialize_ray_cluster(self.parallel_config)
-        check_nodes(self.parallel_config.placement_group, self.parallel_config.ray_runtime_env)
-        super()._init_executor()
 
 
 def _refuse_too_few_cpus(parallel_config: Any) -> None:

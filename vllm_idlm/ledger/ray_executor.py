@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from types import ModuleType
 
-from vllm_idlm.ledger.core import expect, expect_source, patch, refuse, runs_isd
+from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
 
 
 @patch(
@@ -19,28 +19,34 @@ from vllm_idlm.ledger.core import expect, expect_source, patch, refuse, runs_isd
 )
 def ray_executor(module: ModuleType) -> None:
     """Wrap the static method `Executor.get_class`; Ray itself is imported only where an engine asks for it."""
-    original = expect_source(module.Executor, "get_class", "RayExecutorV2", "RayDistributedExecutor")
+    original = expect_source(module.Executor, "get_class", "RayExecutorV2")
 
     @functools.wraps(original)
     def get_class(vllm_config):
         found = original(vllm_config)
         if not found.uses_ray or not runs_isd(vllm_config):
             return found
+        if found.__name__ != "RayExecutorV2":
+            raise _another_executor(found.__name__)
         _expect_executor(found)
-        from vllm_idlm import ray_executor as ours
+        from vllm_idlm.ray_executor import ISDRayExecutor
 
-        return {"RayExecutorV2": ours.ISDRayExecutor, "RayDistributedExecutor": ours.ISDRayDistributedExecutor}[
-            found.__name__
-        ]
+        return ISDRayExecutor
 
     module.Executor.get_class = staticmethod(get_class)
 
 
+def _another_executor(name: str) -> Exception:
+    """SettingsError for a Ray executor other than RayExecutorV2, such as the older one that vLLM 0.33 removed."""
+    from vllm_idlm.settings import SettingsError
+
+    return SettingsError(
+        f"method isd runs on vLLM's RayExecutorV2, and this engine would run on {name}. Unset "
+        "VLLM_USE_RAY_V2_EXECUTOR_BACKEND (0 chooses vLLM's older Ray executor, which vLLM 0.33 removed)"
+    )
+
+
 def _expect_executor(executor: type) -> None:
     """LedgerError unless vLLM's executor is made as `vllm_idlm.ray_executor` knows it."""
-    if executor.__name__ not in ("RayExecutorV2", "RayDistributedExecutor"):
-        raise refuse(executor.__name__, "a Ray executor that the plugin does not know")
-    expect(executor, "_init_executor", "self")
-    if executor.__name__ == "RayExecutorV2":
-        expect_source(executor, "_init_executor", "initialize_ray_cluster(self.parallel_config", "RayWorkerProc")
-        expect(executor, "_get_actor_resource_kwargs")
+    expect_source(executor, "_init_executor", "initialize_ray_cluster(self.parallel_config", "RayWorkerProc")
+    expect(executor, "_get_actor_resource_kwargs")
