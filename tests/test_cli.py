@@ -210,7 +210,7 @@ def test_a_missing_metadata_entry_is_found(monkeypatch):
 
 
 def test_an_unsupported_vllm_is_found(monkeypatch):
-    monkeypatch.setattr("vllm_idlm.ledger.core.vllm_version", lambda: "0.31.2")
+    monkeypatch.setattr("vllm_idlm.patching.vllm_version", lambda: "0.31.2")
     assert "broken" in [f.state for f in checks.packages() if f.name.startswith("vllm")]
 
 

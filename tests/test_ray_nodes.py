@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 
-from vllm_idlm import __version__, engine_state, ledger
+from vllm_idlm import __version__, engine_state, patching
 from vllm_idlm.engine_args import VERSION
-from vllm_idlm.ledger.core import vllm_version
+from vllm_idlm.patching import vllm_version
 from vllm_idlm.ray_nodes import check_nodes, refuse_others
 from vllm_idlm.settings import SettingsError
 
@@ -22,7 +23,7 @@ def test_nodes_that_agree_pass():
     [
         (("b", None, vllm_version()), f"node b has no vllm-idlm, .* has vllm-idlm {__version__}"),
         (("b", "9.9", vllm_version()), f"node b has vllm-idlm 9.9, .* has vllm-idlm {__version__}"),
-        (("b", __version__, "0.1"), f"node b has vllm 0.1, .* has vllm {vllm_version()}"),
+        (("b", __version__, "0.1"), f"node b has vllm 0.1, .* has vllm {re.escape(vllm_version())}"),
     ],
 )
 def test_another_node_is_refused_with_both_versions(found, words):
@@ -37,10 +38,24 @@ def test_a_worker_of_another_version_refuses_to_start(theirs):
 
 
 def test_a_worker_that_did_not_load_the_plugin_refuses_to_start(monkeypatch):
-    monkeypatch.setattr(ledger, "installed", lambda: False)
+    monkeypatch.setattr(patching, "installed", lambda: False)
     monkeypatch.setenv("VLLM_PLUGINS", "other")
     with pytest.raises(SettingsError, match="VLLM_PLUGINS='other' there leaves idlm out"):
         engine_state.same_plugin({VERSION: __version__})
+
+
+def test_a_worker_on_a_cpu_does_not_hand_its_rank_on_as_a_device(monkeypatch):
+    """vLLM 0.33 takes such ids for nodes of memory, and ends in an IndexError for a rank that is none."""
+    pytest.importorskip("ray")
+    from vllm.v1.executor.ray_executor_v2 import RayWorkerProc
+
+    from vllm_idlm.ray_executor import CPURayWorkerProc
+
+    given = {}
+    monkeypatch.setattr(RayWorkerProc, "initialize_worker", lambda self, *args, **kwargs: given.update(kwargs))
+    worker = CPURayWorkerProc.__new__(CPURayWorkerProc)
+    worker.initialize_worker(1, {}, "tcp://x", assigned_physical_gpu_ids=[2, 3], driver_env_vars={"a": "b"})
+    assert given == {"driver_env_vars": {"a": "b"}}
 
 
 @pytest.fixture

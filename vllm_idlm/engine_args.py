@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vllm_idlm import __version__, cpu_linear, ledger
+from vllm_idlm import __version__, cpu_linear, patching
 from vllm_idlm.fingerprint import FingerprintError, other_base
 from vllm_idlm.proposers.coverage import width
 from vllm_idlm.settings import KEY, ISDSettings, SettingsError, adapter_record, complete, is_isd, of, parse, runs_isd
@@ -66,7 +66,7 @@ def apply_isd(args: Any, model_config: Any) -> None:
 
     Raises SettingsError on a wrong setting, a missing adapter, or a feature of vLLM that ISD does not run with.
     """
-    ledger.require()
+    patching.require(_features(args))
     entry = args.__dict__.get("_isd_zoo")
     settings = _settings(args, _zoo_defaults(entry))
     _refuse_unsupported(args, model_config)
@@ -76,6 +76,7 @@ def apply_isd(args: Any, model_config: Any) -> None:
             _check_base(settings.lora, model_config.model)
     settings = complete(settings, model_config.hf_config, model_config.get_vocab_size())
     settings = cpu_linear.resolve(settings, model_config.dtype)
+    patching.require(_features(args, settings))
     need = (args.max_num_seqs or 0) * (1 + settings.slots)
     if settings.coverage == "auto" and (args.max_num_batched_tokens or need) < need:  # the user's room is for less
         settings = settings.model_copy(update={"coverage": "last"})
@@ -90,6 +91,19 @@ def apply_isd(args: Any, model_config: Any) -> None:
     }
     args.speculative_config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": settings.slots}
     args.spec_method = args.spec_tokens = None
+
+
+def _features(args: Any, settings: ISDSettings | None = None) -> set[str]:
+    """What of `patching.record.FEATURES` the engine runs, as far as its arguments (and settings) tell.
+
+    The model runner is not known yet: the ledger asks for its patches once vLLM has settled on one.
+    """
+    from vllm.platforms import current_platform
+
+    backend = args.distributed_executor_backend
+    ray = backend == "ray" or "Ray" in getattr(backend, "__name__", "")
+    found = {"cpu": current_platform.is_cpu(), "ray": ray}
+    return {name for name, runs in found.items() if runs} | (settings.features if settings is not None else set())
 
 
 def _zoo_defaults(entry: Any) -> dict[str, Any]:
@@ -261,6 +275,21 @@ def fit_v2(config: Any) -> None:
             (first, last or max(first, config.scheduler_config.max_num_seqs), _slots(settings, stride))
             for first, last, stride in settings.schedule
         ]
+
+
+def refuse_float32_adapter(config: Any) -> None:
+    """SettingsError for an adapter beside a float32 model where vLLM's Triton kernels of LoRA run, which assert half
+    precision (in the middle of the engine's start)."""
+    from vllm.platforms import current_platform
+
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    lora = of(config).lora
+    if lora and current_platform.is_cuda_alike() and dtype == "float32":
+        raise SettingsError(
+            f'"lora": {lora!r} does not run with dtype={dtype!r} on {current_platform.device_name}: vLLM\'s '
+            "LoRA there is in half precision only, allowed are dtype bfloat16 and float16. Set one of these, or leave "
+            "the adapter out"
+        )
 
 
 def _slots(settings: ISDSettings, stride: int) -> int:

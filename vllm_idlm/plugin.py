@@ -8,6 +8,7 @@ def register() -> None:
 
     Nothing heavy is imported here: patches apply when vLLM imports their module, architectures are named by string.
     """
-    from vllm_idlm import ledger
+    from vllm_idlm import ledger  # noqa: F401  its import enters the patches
+    from vllm_idlm.patching import install
 
-    ledger.install()
+    install()

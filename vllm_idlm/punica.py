@@ -1,7 +1,7 @@
 """LoRA on vLLM's CPU build, per row: the wrapper that vLLM's LoRA layers call.
 
-vLLM's own CPU wrapper gathers a copy of the weights for every token, adds the last slot's adapter to rows without one
-(index -1 reads the last), and keeps run lengths in buffers of `max_num_seqs` entries, which alternating rows overflow.
+vLLM's own CPU wrapper gathers a copy of the weights for every token, and keeps run lengths in buffers of `max_num_seqs`
+entries, which alternating rows overflow; that of vLLM 0.32 adds the last slot's adapter to rows without one, too.
 Here a step's state is one slot a row; the kernel reads it and touches the rows that have a slot, and no others.
 """
 

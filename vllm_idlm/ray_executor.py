@@ -1,6 +1,6 @@
 """vLLM's Ray executor as an engine with ISD runs them: every node has the same plugin, and they run on CPUs too.
 
-The ledger (`ledger.ray_executor`) gives this class to engines with ISD. ISD needs nothing else of Ray: ranks agree
+The ledger (`ledger.ray`) gives this class to engines with ISD. ISD needs nothing else of Ray: ranks agree
 on drafts by themselves (docs/deploy.md). Ray imports this file in its actors before anything of vLLM.
 """
 
@@ -33,13 +33,17 @@ _DRIVER_WITHOUT_GPU = (
 
 
 class CPURayWorkerProc(ray_executor_v2.RayWorkerProc):
-    """Differs from its parent in `get_node_and_physical_gpu_ids`: a CPU has no ids that Ray could assign."""
+    """Differs from its parent in that its place on the node stands for the ids that Ray gives to GPUs."""
 
     def get_node_and_physical_gpu_ids(self) -> tuple[str, list[int]]:
-        """This actor's node, and its rank in the place of a device's id (nothing on a CPU uses it)."""
+        """This actor's node, and its rank in the place of a device's id: vLLM sorts a node's ranks by it."""
         import ray
 
         return ray.get_runtime_context().get_node_id(), [self._init_kwargs["rank"]]
+
+    def initialize_worker(self, *args: Any, assigned_physical_gpu_ids: Any = None, **kwargs: Any) -> None:
+        """Start the worker without the ids: vLLM 0.33 takes them for nodes of memory on a CPU, and ranks are none."""
+        super().initialize_worker(*args, **kwargs)
 
 
 class ISDRayExecutor(ray_executor_v2.RayExecutorV2):

@@ -43,7 +43,7 @@ def _look() -> Callable[[], Found]:
 
         try:
             from vllm_idlm import __version__ as ours
-            from vllm_idlm.ledger.core import vllm_version
+            from vllm_idlm.patching import vllm_version
         except ImportError:
             return socket.gethostname(), None, None
         found = vllm_version()
@@ -55,7 +55,7 @@ def _look() -> Callable[[], Found]:
 
 def refuse_others(found: list[Found]) -> None:
     """SettingsError for the first node that has other versions than this one."""
-    from vllm_idlm.ledger.core import vllm_version
+    from vllm_idlm.patching import vllm_version
 
     for host, ours, theirs in found:
         for name, there, here in (("vllm-idlm", ours, __version__), ("vllm", theirs, vllm_version())):

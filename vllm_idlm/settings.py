@@ -137,6 +137,17 @@ class ISDSettings(BaseModel):
         room = max(_AUTO_SLOTS // self.masks - 2, 0) if self.coverage == "auto" else self.masks
         return 0 if self.coverage == "last" else min(room, self.masks)
 
+    @property
+    def features(self) -> frozenset[str]:
+        """What of `patching.record.FEATURES` an engine with these (complete) settings runs."""
+        found = {
+            "lora": self.lora is not None,
+            "groups": bool(self.groups),
+            "auto": self.coverage == "auto",
+            "rows": self.cpu_linear == "rows",
+        }
+        return frozenset(name for name, runs in found.items() if runs)
+
     def stride(self, requests: int) -> int:
         """The stride of a forward with that many requests."""
         for first, last, stride in self.schedule or []:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vllm_idlm.kernels.tail import Tail, tail_attention
+from vllm_idlm.patching import replace
 from vllm_idlm.proposers.state import Row
 from vllm_idlm.settings import SettingsError
 
@@ -160,12 +161,11 @@ class TailAttention:
         for layer in layers.values():
             if not hasattr(layer.impl, "isd_plain_forward"):
                 layer.impl.isd_plain_forward = layer.impl.forward
-                layer.impl.forward = _Forward(layer.impl)
+                replace("object-attention", layer.impl, "forward", _Forward(layer.impl))
         for builder in (b for group in groups for b in group.metadata_builders):
-            builder.build = functools.partial(self._build, builder.build)
-            builder.build_for_cudagraph_capture = functools.partial(
-                self._build_for_capture, builder.build_for_cudagraph_capture
-            )
+            replace("object-attention", builder, "build", functools.partial(self._build, builder.build))
+            captured = functools.partial(self._build_for_capture, builder.build_for_cudagraph_capture)
+            replace("object-attention", builder, "build_for_cudagraph_capture", captured)
 
     def _build(
         self, original: Any, common_prefix_len: int, common_attn_metadata: Any, *args: Any, **kwargs: Any
@@ -226,11 +226,12 @@ class _Forward:
         self._views: tuple[Tensor, Tensor] | None = None
 
     def __call__(
-        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, metadata: Any,
+        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, attn_metadata: Any,
         output: Tensor, *args: Any, **kwargs: Any,
     ) -> Tensor:  # fmt: skip
-        result = self._impl.isd_plain_forward(layer, query, key, value, kv_cache, metadata, output, *args, **kwargs)
-        tail = getattr(metadata, "isd_tail", None)
+        plain = self._impl.isd_plain_forward
+        result = plain(layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs)
+        tail = getattr(attn_metadata, "isd_tail", None)
         if tail is not None:
             tail_attention(output, query, *self._views_of(kv_cache), tail, self._impl.scale)
         return result

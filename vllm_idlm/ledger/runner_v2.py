@@ -2,163 +2,195 @@
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
-
-from vllm_idlm.ledger.core import expect, expect_source, patch, runs_isd
-from vllm_idlm.ledger.runner import attach_attention, keep_draft_lora
+from vllm_idlm.ledger.runner_v1 import hook_attention, keep_draft_lora
+from vllm_idlm.patching import patch, runs_isd
 
 _V2 = "vllm.v1.worker.gpu.model_runner"
 
-
-@patch(
+speculator = patch(
     "v2-speculator",
     _V2,
+    "v2",
     what="the runner's init_speculator builds ISD's speculator where the engine runs ISD",
     why="V2 builds its speculators from a closed list of methods; custom_class is not in it",
-    removed_by="custom_class (or a registry of speculators) in Model Runner V2",
+    removed_by="custom_class (or a registry of speculators) in Model Runner V2 (vllm#36219)",
 )
-def speculator(module: ModuleType) -> None:
-    """Wrap the module's `init_speculator`."""
-    original = expect(module, "init_speculator", "vllm_config", "device", "req_states")
-
-    @functools.wraps(original)
-    def init_speculator(vllm_config, device, req_states):
-        if not runs_isd(vllm_config):
-            return original(vllm_config, device, req_states)
-        from vllm_idlm.v2.speculator import ISDSpeculator
-
-        return ISDSpeculator(vllm_config, device, req_states)
-
-    module.init_speculator = init_speculator
 
 
-@patch(
+@speculator.wraps("init_speculator")
+def init_speculator(original, vllm_config, device, req_states):
+    """Build ours for an engine with ISD."""
+    if not runs_isd(vllm_config):
+        return original(vllm_config, device, req_states)
+    from vllm_idlm.v2.speculator import ISDSpeculator
+
+    return ISDSpeculator(vllm_config, device, req_states)
+
+
+attach = patch(
     "v2-attach",
     _V2,
-    what="after GPUModelRunner.load_model, ISD's speculator replaces the rejection sampler and takes the LoRA state",
+    "v2",
+    what="after GPUModelRunner.load_model, ISD's speculator replaces the rejection sampler and the sampler",
     why="the choice of rejection sampler belongs to the model class there, not to the speculator",
     removed_by="a speculator interface that may bring its rejection sampler",
 )
-def attach(module: ModuleType) -> None:
-    """Wrap `load_model`; the runner's attribute `isd` is the speculator, or absent."""
-    runner = module.GPUModelRunner
-    original = expect_source(runner, "load_model", "self.rejection_sampler = RejectionSampler(", "self.load_lora_model")
-
-    @functools.wraps(original)
-    def load_model(self, *args, **kwargs):
-        original(self, *args, **kwargs)
-        if runs_isd(self.vllm_config):
-            self.isd = self.speculator
-            self.isd.attach(self)
-
-    runner.load_model = load_model
-    runner.maybe_setup_dummy_loras = keep_draft_lora(runner)
 
 
-@patch(
+@attach.wraps("GPUModelRunner.load_model", holds=("self.rejection_sampler = RejectionSampler(",))
+def load_model(original, self, *args, **kwargs):
+    """Set the runner's attribute `isd` to the speculator, if it is ISD's; else there is no such attribute."""
+    original(self, *args, **kwargs)
+    if runs_isd(self.vllm_config):
+        self.isd = self.speculator
+        self.isd.attach(self)
+
+
+draft_lora = patch(
+    "v2-draft-lora",
+    _V2,
+    "v2", "lora",
+    what="ISD's speculator takes the runner's LoRA state, and the draft adapter's slot is freed for dummies, then "
+    "filled again",
+    why="as v1-draft-lora-through-profiling; and the draft adapter is active in every step",
+    removed_by="reserved LoRA slots in vLLM's LoRAConfig (vllm#52038)",
+)  # fmt: skip
+draft_lora.reads("GPUModelRunner.load_model", holds=("self.load_lora_model",))
+keep_draft_lora(draft_lora)
+
+extra_groups = patch(
     "v2-extra-groups",
     _V2,
+    "v2", "groups",
     what="after GPUModelRunner.initialize_kv_cache, ISD hooks the engine's attention layers and metadata builders",
     why="groups of mask slots behind each draft are neither numbered on nor attended to causally",
     removed_by="positions and an attention mask of a speculator's own for speculative rows",
+)  # fmt: skip
+extra_groups.reads("GPUModelRunner.prepare_attn", holds=("compute_slot_mappings(", "input_batch.positions"))
+hook_attention(extra_groups, "self.attn_groups")
+
+profile = patch(
+    "v2-profile",
+    _V2,
+    "v2",
+    what="GPUModelRunner._dummy_sampler_run, part of vLLM's profile of memory, also takes ISD's heaviest step",
+    why="vLLM profiles one row of logits a request; ISD has logits in every row of every request, gigabytes at many "
+    "requests, and would run out of memory in service",
+    removed_by="a profile of memory with num_speculative_tokens rows of logits a request",
 )
-def extra_groups(module: ModuleType) -> None:
-    """Wrap `initialize_kv_cache`; the hooks take effect between `prepare_attn` and the forward."""
-    runner = module.GPUModelRunner
-    expect_source(runner, "prepare_attn", "compute_slot_mappings(", "input_batch.positions")
-    runner.initialize_kv_cache = attach_attention(runner, "self.attn_groups")
 
 
-@patch(
+@profile.wraps("GPUModelRunner._dummy_sampler_run")
+def _dummy_sampler_run(original, self, hidden_states):
+    """Take and free what ISD needs, behind vLLM's own sampling."""
+    result = original(self, hidden_states)
+    if isd := getattr(self, "isd", None):
+        isd.profile(hidden_states)
+    return result
+
+
+rows = patch(
     "v2-rows",
     _V2,
+    "v2",
     what="GPUModelRunner.prepare_inputs tells ISD the layout of the step, before the forward",
     why="which rows are mask slots decides their adapter, and only the device knows how many drafts a request has",
     removed_by="a speculator hook between the preparation of inputs and the forward",
 )
-def rows(module: ModuleType) -> None:
-    """Wrap `prepare_inputs`, and `_set_active_loras` for steps with requests."""
-    runner = module.GPUModelRunner
-    prepare = expect_source(runner, "prepare_inputs", "self.req_states.draft_tokens", "cu_num_logits=cu_num_logits")
-    activate = expect(runner, "_set_active_loras", "self", "prompt_lora_mapping", "token_lora_mapping", "lora_requests")
-    expect_source(runner, "execute_model", "self.lora_state.make_lora_inputs(", "self._set_active_loras(*lora_inputs)")
-
-    @functools.wraps(prepare)
-    def prepare_inputs(self, *args, **kwargs):
-        isd = getattr(self, "isd", None)
-        if isd:
-            isd.fill_slots()
-        batch = prepare(self, *args, **kwargs)
-        if isd:
-            isd.begin_step(batch)
-        return batch
-
-    @functools.wraps(activate)
-    def _set_active_loras(self, prompt_lora_mapping, token_lora_mapping, lora_requests, *args, **kwargs):
-        if token_lora_mapping is None:  # of vllm_idlm.v2.lora.GatedLoraState
-            return self.isd.set_active_loras(prompt_lora_mapping, lora_requests)
-        return activate(self, prompt_lora_mapping, token_lora_mapping, lora_requests, *args, **kwargs)
-
-    runner.prepare_inputs, runner._set_active_loras = prepare_inputs, _set_active_loras
 
 
-@patch(
+@rows.wraps("GPUModelRunner.prepare_inputs", holds=("self.req_states.draft_tokens", "cu_num_logits=cu_num_logits"))
+def prepare_inputs(original, self, *args, **kwargs):
+    """Fill the mask tokens in before, and begin ISD's step behind."""
+    isd = getattr(self, "isd", None)
+    if isd:
+        isd.fill_slots()
+    batch = original(self, *args, **kwargs)
+    if isd:
+        isd.begin_step(batch)
+    return batch
+
+
+row_lora = patch(
+    "v2-row-lora",
+    _V2,
+    "v2", "lora",
+    what="GPUModelRunner._set_active_loras lets ISD map each row of a step with requests to its adapter, on the device",
+    why="vLLM maps adapters per request, on the host; the gate of R-ISD is per row, and only the device knows the rows",
+    removed_by="a per-token adapter mapping that a speculator can set (vllm#55947 has one for a draft-only adapter)",
+)  # fmt: skip
+row_lora.reads(
+    "GPUModelRunner.execute_model",
+    holds=("self.lora_state.make_lora_inputs(", "self._set_active_loras(*lora_inputs)"),
+)
+
+
+@row_lora.wraps("GPUModelRunner._set_active_loras")
+def _set_active_loras(original, self, prompt_lora_mapping, token_lora_mapping, lora_requests, *args, **kwargs):
+    """Ask ISD where there is no mapping by tokens, as `vllm_idlm.v2.lora.GatedLoraState` gives none."""
+    if token_lora_mapping is None:
+        return self.isd.set_active_loras(prompt_lora_mapping, lora_requests)
+    return original(self, prompt_lora_mapping, token_lora_mapping, lora_requests, *args, **kwargs)
+
+
+counts = patch(
     "v2-counts",
     _V2,
+    "v2",
     what="with ISD the runner's AsyncOutput also brings home how many drafts each request had",
     why="the scheduler knows slots only; its metrics must count real drafts, which only the device knows",
     removed_by="a field for the number of valid drafts in ModelRunnerOutput",
 )
-def counts(module: ModuleType) -> None:
-    """Wrap `sample_tokens` to name the engine at hand, and the module's `AsyncOutput` to take its counts along."""
-    runner = module.GPUModelRunner
-    sample = expect_source(runner, "sample_tokens", "async_output = AsyncOutput(")
-    original = expect(module, "AsyncOutput")
-    expect(original, "get_output", "self")
-    at_hand: list = []
-
-    @functools.wraps(sample)
-    def sample_tokens(self, *args, **kwargs):
-        at_hand[:] = [getattr(self, "isd", None)]
-        try:
-            return sample(self, *args, **kwargs)
-        finally:
-            at_hand.clear()
-
-    @functools.wraps(original, updated=())
-    def output(*args, **kwargs):
-        if not at_hand or at_hand[0] is None or at_hand[0].step is None:
-            return original(*args, **kwargs)
-        from vllm_idlm.v2.output import counting
-
-        return counting(original)(at_hand[0], *args, **kwargs)
-
-    runner.sample_tokens, module.AsyncOutput = sample_tokens, output
+counts.reads("AsyncOutput.get_output", "self")
+counts.reads("AsyncOutput.__init__", "main_stream", "copy_stream")
+counts.reads("AsyncOutput", fields=("copy_event",))
+_AT_HAND: list = []  # the `isd` of the runner whose tokens are being sampled
 
 
-@patch(
+@counts.wraps("GPUModelRunner.sample_tokens", holds=("async_output = AsyncOutput(",))
+def sample_tokens(original, self, *args, **kwargs):
+    """Name the engine at hand while vLLM makes its output."""
+    _AT_HAND[:] = [getattr(self, "isd", None)]
+    try:
+        return original(self, *args, **kwargs)
+    finally:
+        _AT_HAND.clear()
+
+
+@counts.wraps("AsyncOutput")
+def output(original, *args, **kwargs):
+    """Make an output that takes ISD's counts along, where a step of ISD's is at hand."""
+    if not _AT_HAND or _AT_HAND[0] is None or _AT_HAND[0].step is None:
+        return original(*args, **kwargs)
+    from vllm_idlm.v2.output import counting
+
+    return counting(original)(_AT_HAND[0], *args, **kwargs)
+
+
+graphs_by_width = patch(
     "v2-graphs-by-width",
     "vllm.v1.worker.gpu.cudagraph_utils",
+    "v2",
     what="CudaGraphManager captures full graphs for every width of rows that ISD's auto chooses from, and offers each "
     "step those of its own width",
     why="it knows the widths of a schedule by batch size only, and offers the graphs of the next size alone, whatever "
     "width they are for",
-    removed_by="captures of several query lengths at all batch sizes, and candidates by query length, in vLLM",
+    removed_by="captures of several query lengths at all batch sizes, and candidates by query length (vllm#56136)",
 )
-def graphs_by_width(module: ModuleType) -> None:
-    """Wrap `_init_candidates`, which lists what to capture and, by tokens of a step, the graphs that may do for it."""
-    manager = module.CudaGraphManager
-    original = expect_source(
-        manager, "_init_candidates", "self._candidates.setdefault(key, []).extend(matching)", "self._capture_descs[mode"
-    )
+graphs_by_width.reads("CudaGraphManager", fields=("_candidates", "_capture_descs", "varlen_decode", "max_num_reqs"))
+graphs_by_width.reads("BatchExecutionDescriptor", fields=("cg_mode", "num_tokens", "num_reqs", "uniform_token_count"))
 
-    @functools.wraps(original)
-    def _init_candidates(self):
-        original(self)
-        if runs_isd(self.vllm_config):
-            from vllm_idlm.v2 import graphs
 
-            graphs.extend(self, module.CUDAGraphMode.FULL)
+@graphs_by_width.wraps(
+    "CudaGraphManager._init_candidates",
+    holds=("self._candidates.setdefault(key, []).extend(matching)", "self._capture_descs[mode"),
+)
+def _init_candidates(original, self):
+    """List what to capture and, by tokens of a step, the graphs that may do for it, in ISD's way."""
+    original(self)
+    if runs_isd(self.vllm_config):
+        from vllm.config import CUDAGraphMode
 
-    manager._init_candidates = _init_candidates
+        from vllm_idlm.v2 import graphs
+
+        graphs.extend(self, CUDAGraphMode.FULL)

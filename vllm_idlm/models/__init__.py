@@ -1,1 +1,1 @@
-"""Model architectures that vLLM lacks, registered by name (`ledger.architectures`) and imported only when served."""
+"""Model architectures that vLLM lacks, registered by name (`ledger.models`) and imported only when served."""

@@ -1,6 +1,6 @@
 """ISD as a proposer of Model Runner V1: plans each forward's slots, and proposes from the logits it already computed.
 
-vLLM builds the class by its `custom_class` method; the ledger (`ledger.runner`) calls the other hooks in this order:
+vLLM builds the class by its `custom_class` method; the ledger (`ledger.runner_v1`) calls the other hooks in this order:
 `attach` after the runner was built, `load_model`, `attach_attention`; then each step `begin_step`, `place_extra`,
 `lora_mapping`, (the forward), the sampler's `forward`, `propose`.
 """
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from vllm_idlm import calibrate
+from vllm_idlm import calibrate, patching
 from vllm_idlm.engine_args import DRAFT_LORA_ID, by_token_ids
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import confidence
@@ -40,6 +40,8 @@ NOTHING = Drawn([], None, ())
 class ISDProposer(EngineState):
     """One engine's ISD state: the settings, the record of each request, the rows of the step at hand."""
 
+    model_runner = "v1"
+
     def __init__(self, vllm_config: Any) -> None:
         super().__init__(vllm_config)
         self.records = Records()
@@ -52,7 +54,7 @@ class ISDProposer(EngineState):
     def attach(self, runner: Any) -> None:
         """Take the runner's place for verification: `runner.rejection_sampler` becomes ours."""
         self.runner = runner
-        runner.rejection_sampler = ISDSampler(runner.sampler, self)
+        patching.replace("object-v1-rejection-sampler", runner, "rejection_sampler", ISDSampler(runner.sampler, self))
 
     def attach_attention(self) -> None:
         """Hook the attention of extra groups, once vLLM has made its metadata builders (see `hook_attention`)."""
@@ -67,6 +69,7 @@ class ISDProposer(EngineState):
 
     def warm_up(self) -> None:
         """Once the model is compiled: compile it without LoRA too, and measure what rows cost here, for `auto`."""
+        self.hold_draft_lora()
         if self.draft_lora is not None and base_graph.wanted(self.settings):
             self.base_graph = BaseGraph(self.runner)
         if self.settings.coverage != "auto":
@@ -179,6 +182,8 @@ class ISDProposer(EngineState):
             if tokens
         ]
         drawn = self._draw([group for group in groups if group[2]])
+        if self.forced is not None:
+            drawn = {i: self._scripted(requests[i], own) for i, own in drawn.items()}
         forwards = [
             (request, row, tokens)
             for request, row, tokens in zip(requests, rows, sampled_token_ids, strict=True)
@@ -191,6 +196,10 @@ class ISDProposer(EngineState):
             self._next_slots(request, drawn.get(i, NOTHING), most) if tokens else []  # []: a prompt goes on
             for i, (request, tokens) in enumerate(zip(requests, sampled_token_ids, strict=True))
         ]
+
+    def _scripted(self, request: str, drawn: Drawn) -> Drawn:
+        place = self.runner.requests[request].num_tokens
+        return Drawn(self.forced.ahead(request, place, drawn.drafts), None, drawn.confidence)
 
     def _next_slots(self, request: str, drawn: Drawn, masks: int) -> list[int]:
         state = self.runner.requests[request]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vllm_idlm.forced import Forced
+
 
 class ISDWorkerExtension:
     """Mixed into vLLM's worker class. `llm.collective_rpc("isd_stats")` returns one dictionary a worker."""
@@ -23,6 +25,12 @@ class ISDWorkerExtension:
             if not hasattr(isd, "synthetic"):
                 raise NotImplementedError("synthetic acceptance needs Model Runner V2 (VLLM_USE_V2_MODEL_RUNNER=1)")
             isd.synthetic = rate
+
+    def isd_force(self, scripts: dict[str, list[int]] | None) -> None:
+        """Draft what `scripts` say (`vllm_idlm.forced`), for `idlm doctor --engine`; None: what the masks propose."""
+        isd = getattr(self.model_runner, "isd", None)
+        if isd is not None:
+            isd.forced = None if scripts is None else Forced(scripts)
 
     def isd_trace(self, on: bool = True) -> None:
         """Start (or stop) recording every forward of every request in the stats; for tests and debugging."""

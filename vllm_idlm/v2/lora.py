@@ -49,13 +49,16 @@ class Mapping:
         found = np.fromiter((table[i] if i > 0 else -1 for i in ids.tolist()), dtype=np.int64, count=len(ids))
         return async_tensor_h2d(found, device=device)
 
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """What vLLM reads the slots of token rows and of rows with logits from."""
+        return self._wrapper._token_lora_indices, self._wrapper._sampler_indices
+
     def begin(self) -> tuple[Tensor, Tensor]:
         """The buffers of token rows and of rows with logits, to be filled as far as the step reaches; -1 elsewhere."""
         self._manager._last_mapping = None  # vLLM's own mapping is not in the buffers any more
-        wrapper = self._wrapper
-        wrapper._token_lora_indices.fill_(-1)
-        wrapper._sampler_indices.fill_(-1)
-        return wrapper._token_lora_indices, wrapper._sampler_indices
+        for buffer in self.buffers():
+            buffer.fill_(-1)
+        return self.buffers()
 
     def finish(self, tokens: int, rows: int) -> None:
         """What else the kernels read, made from the buffers."""
@@ -73,7 +76,8 @@ def fill_kernel_meta(meta: Any, mapping: Tensor) -> None:
     """vLLM's LoRAKernelMeta for `mapping` ([tokens] slots, -1: none), without a wait for the device.
 
     vLLM lists the adapters that are present (`torch.unique`, which waits); here every slot has its place in the list,
-    with a count of 0 if it is absent: the kernels leave such a group, and the group of -1, at once.
+    with a count of 0 if it is absent: the kernels leave such a group, and the group of -1, at once. The first group
+    starts at 0, which vLLM wrote when it made the tensor; to write it here (`tensor[0] = 0`) would wait for the device.
     """
     tokens, groups = mapping.shape[0], meta.active_lora_ids.shape[0]
     meta.token_lora_mapping[:tokens].copy_(mapping)
@@ -82,7 +86,6 @@ def fill_kernel_meta(meta: Any, mapping: Tensor) -> None:
     counts = torch.zeros_like(meta.num_tokens_per_lora)
     counts.scatter_add_(0, (mapping + 1).long(), torch.ones_like(mapping, dtype=counts.dtype))
     meta.num_tokens_per_lora.copy_(counts)
-    meta.lora_token_start_loc[0] = 0
     meta.lora_token_start_loc[1:].copy_(counts.cumsum(0))
     meta.no_lora_flag_cpu.fill_(False)  # host tensors: nothing waits
     meta.num_active_loras_cpu.fill_(groups)

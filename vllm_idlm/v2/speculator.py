@@ -21,8 +21,9 @@ from vllm_idlm.engine_args import DRAFT_LORA_ID
 from vllm_idlm.engine_state import EngineState
 from vllm_idlm.kernels.draft import MaskRows, draft_rows
 from vllm_idlm.kernels.gate import Batch, Gate, gate
+from vllm_idlm.patching import replace
 from vllm_idlm.tail import DevicePlan
-from vllm_idlm.v2 import graphs
+from vllm_idlm.v2 import graphs, memory, warm
 from vllm_idlm.v2.lora import GatedLoraState, Mapping
 from vllm_idlm.v2.sampler import ISDRejectionSampler, SeededSampler
 
@@ -46,6 +47,7 @@ class ISDSpeculator(EngineState, BaseSpeculator):
     """One engine's ISD state on the device. Its attributes are by request slot (R = max_num_seqs)."""
 
     supports_mm_inputs = False
+    model_runner = "v2"
 
     def __init__(self, vllm_config: Any, device: torch.device, req_states: Any) -> None:
         super().__init__(vllm_config)
@@ -58,7 +60,8 @@ class ISDSpeculator(EngineState, BaseSpeculator):
         self.synthetic: float | None = None  # benchmarks only: drafts pass at this rate, whatever they are
         self.step: Step | None = None
         self.measured: dict[str, Any] | None = None  # what the scheduler's `Pace` starts from
-        self._mapping: Mapping | None = None
+        self.mapping: Mapping | None = None
+        self._warm = False
 
     def _reserve(self, vllm_config: Any, slots: int) -> Tensor | None:
         """[R, n - 1, V] for the logits of q in the model's dtype, reserved before vLLM measures what memory is left."""
@@ -75,19 +78,20 @@ class ISDSpeculator(EngineState, BaseSpeculator):
     def attach(self, runner: Any) -> None:
         """Take our places in a runner whose model is loaded: its rejection sampler's, and its LoRA state's."""
         self.runner = runner
-        runner.rejection_sampler = ISDRejectionSampler(runner, self)
-        runner.sampler = SeededSampler(runner.sampler, runner.rejection_sampler)
+        replace("object-v2-samplers", runner, "rejection_sampler", ISDRejectionSampler(runner, self))
+        replace("object-v2-samplers", runner, "sampler", SeededSampler(runner.sampler, runner.rejection_sampler))
         add = self.req_states.add_request
 
         def add_request(req_id: str, *args: Any, **kwargs: Any) -> None:
             add(req_id, *args, **kwargs)
             self.req_states.draft_tokens[self.req_states.req_id_to_index[req_id]].fill_(self.mask_token_id)
 
-        self.req_states.add_request = add_request  # vLLM fills a new request's slots with zeros, no drafts of anything
+        # vLLM fills a new request's slots with zeros, which are drafts of nothing.
+        replace("object-v2-samplers", self.req_states, "add_request", add_request)
         if self.settings.lora is not None:
             self.load_model(runner.model)
             runner.lora_state = GatedLoraState(runner.lora_state, self.draft_lora)
-            self._mapping = Mapping(runner.lora_manager._adapter_manager)
+            self.mapping = Mapping(runner.lora_manager._adapter_manager)
 
     def attach_attention(self) -> None:
         """Hook the attention of extra groups, once vLLM has made its metadata builders (see `hook_attention`)."""
@@ -95,8 +99,24 @@ class ISDSpeculator(EngineState, BaseSpeculator):
             requests = self.runner.max_num_reqs
             self.hook_attention(DevicePlan(self.settings.masks, groups, requests, self.device))
 
+    def profile(self, hidden: Tensor) -> None:
+        """Part of vLLM's profile of memory: take and free what our heaviest step needs (see `v2.memory`).
+
+        hidden: hidden states of rows that logits were just made of, for their size and dtype.
+        """
+        if self.device.type != "cpu":  # there vLLM measures the whole process, which would keep it
+            memory.heaviest_step(self, hidden)
+
+    def warm_kernels(self) -> None:
+        """Compile our kernels, once. Best called before vLLM watches for kernels that are compiled in mid-service."""
+        if not self._warm:
+            self._warm = True
+            warm.kernels(self)
+
     def warm_up(self) -> None:
-        """Once the model is compiled: measure what rows cost here, for `auto`, which the scheduler decides."""
+        """Once the model is compiled: our kernels too; what rows cost here, for `auto`, which the scheduler decides."""
+        self.hold_draft_lora()
+        self.warm_kernels()
         if self.settings.coverage == "auto":
             groups = self.settings.extra if self.tail is not None else 0
             widths = sorted(graphs.captured(self.runner.vllm_config))  # by the mode that vLLM settled on here
@@ -112,29 +132,34 @@ class ISDSpeculator(EngineState, BaseSpeculator):
     def begin_step(self, batch: Any) -> None:
         """Work out what the rows of `batch` (an InputBatch) are; with an adapter, `set_active_loras` does."""
         with self.stats.timed():
-            requests = batch.num_reqs
-            drafts, masks = torch.empty(2, requests, dtype=torch.int32, device=self.device)
-            layout = Batch(
-                batch.query_start_loc[: requests + 1],
-                batch.cu_num_logits,
-                batch.seq_lens[:requests],
-                self.req_states.prefill_len.gpu,
-                batch.idx_mapping,
-                self.num_drafts,
-            )
-            counts = batch.cu_num_logits[1:] - batch.cu_num_logits[:-1]
-            self.step = Step(batch, layout, drafts, masks, (batch.seq_lens[:requests] - counts).long())
-            if self._mapping is None:
-                none = torch.full_like(drafts, -1)
+            step = self.step = self.lay_out(batch)
+            if self.mapping is None:
+                none = torch.full((batch.num_reqs,), -1, dtype=torch.int64, device=self.device)
                 tokens = torch.empty(batch.num_tokens, dtype=torch.int32, device=self.device)
-                gate(layout, none, -1, Gate(drafts, masks, tokens, torch.empty_like(tokens)))
+                gate(step.layout, none, -1, Gate(step.drafts, step.masks, tokens, torch.empty_like(tokens)))
                 self._place_extra()
+
+    def lay_out(self, batch: Any) -> Step:
+        """A step of `batch`, an InputBatch, whose drafts and masks are yet to be written."""
+        requests = batch.num_reqs
+        # Not two halves of one tensor: Triton compiles anew for a pointer that is not a multiple of 16 bytes.
+        drafts, masks = (torch.empty(requests, dtype=torch.int32, device=self.device) for _ in range(2))
+        layout = Batch(
+            batch.query_start_loc[: requests + 1],
+            batch.cu_num_logits,
+            batch.seq_lens[:requests],
+            self.req_states.prefill_len.gpu,
+            batch.idx_mapping,
+            self.num_drafts,
+        )
+        counts = batch.cu_num_logits[1:] - batch.cu_num_logits[:-1]
+        return Step(batch, layout, drafts, masks, (batch.seq_lens[:requests] - counts).long())
 
     def set_active_loras(self, ids: Any, requests: set[Any]) -> None:
         """Activate the adapters of this step, and map each row to its own. ids: [B] adapter id of each request."""
         with self.stats.timed():
             self.runner.lora_manager._apply_adapters(requests)
-            step, mapping = self.step, self._mapping
+            step, mapping = self.step, self.mapping
             out = Gate(step.drafts, step.masks, *mapping.begin())
             gate(step.layout, mapping.slots(ids, self.device), mapping.slot_of(DRAFT_LORA_ID), out)
             mapping.finish(step.batch.num_tokens, int(step.batch.cu_num_logits_np[-1]))
@@ -195,12 +220,32 @@ class ISDSpeculator(EngineState, BaseSpeculator):
                 most = min(most, num_speculative_tokens // 2)
             count = torch.zeros_like(step.drafts)
             if step.logits is not None and most > 0:
-                accepted = num_sampled - 1
-                place, found = self._group(step, accepted)
-                count = torch.where(accepted < 0, 0, found.clamp(max=most))
-                self._draw(step, place, step.position + accepted + 1, count, temperature, seeds, slots)
+                count, slots[:, : self.settings.masks] = self.draft(step, num_sampled, most, temperature, seeds)
             self.num_drafts[input_batch.idx_mapping] = count
         return slots
+
+    def draft(
+        self, step: Step, num_sampled: Tensor, most: int, temperature: Tensor, seeds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How many drafts each request has next, [B] and at most `most`, and the drafts, [B, n - 1] int64."""
+        accepted = num_sampled - 1
+        place, found = self._group(step, accepted)
+        count, position = torch.where(accepted < 0, 0, found.clamp(max=most)), step.position + accepted + 1
+        drafts = torch.empty(len(count), self.settings.masks, dtype=torch.int64, device=self.device)
+        rows = MaskRows(
+            step.logits,
+            step.batch.cu_num_logits[:-1] + place,
+            count,
+            position,
+            step.batch.idx_mapping,
+            temperature,
+            seeds,
+            self.mask_token_id,
+        )
+        draft_rows(rows, drafts, self.proposal)
+        if self.forced is not None:
+            drafts = self.forced.over(step.batch.req_ids, position + 1, drafts)
+        return count, drafts
 
     def _group(self, step: Step, accepted: Tensor) -> tuple[Tensor, Tensor]:
         """Place in the row, and number, of the masks behind `accepted` drafts; [B] each."""
@@ -214,24 +259,6 @@ class ISDSpeculator(EngineState, BaseSpeculator):
             extra = ~whole & (accepted < step.drafts) & (order >= 0)
             place, count = torch.where(extra, behind.int(), place), torch.where(extra, left.int(), count)
         return place, count
-
-    def _draw(
-        self, step: Step, place: Tensor, position: Tensor, count: Tensor, temperature: Tensor, seeds: Tensor,
-        slots: Tensor,
-    ) -> None:  # fmt: skip
-        drafts = torch.empty(len(count), self.settings.masks, dtype=torch.int64, device=self.device)
-        rows = MaskRows(
-            step.logits,
-            step.batch.cu_num_logits[:-1] + place,
-            count,
-            position,
-            step.batch.idx_mapping,
-            temperature,
-            seeds,
-            self.mask_token_id,
-        )
-        draft_rows(rows, drafts, self.proposal)
-        slots[:, : self.settings.masks] = drafts
 
     # -- ISD has no model of its own to capture
 

@@ -1,0 +1,127 @@
+"""A stand-in vLLM that imports in milliseconds: what the ledger wraps, with vLLM's names and parameters and no code.
+
+    python -m tests.stand_in FOLDER      # each class renamed, each function with one more parameter, one after another
+
+Printed is a JSON list of what became of the patches in each case. The process has no vLLM but the stand-in.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from vllm_idlm import ledger  # noqa: F401  enters the patches
+from vllm_idlm.patching import Tree, code, entries, live
+from vllm_idlm.patching.record import Target
+
+# What patches do with a module beside wrapping its functions.
+_MORE = {
+    "vllm.model_executor.models.registry": "class ModelRegistry:\n    models = {}\n    register_model = print\n",
+    "vllm.config.vllm": "from typing import get_args\nEagleModelTypes = None\n",
+    "vllm.transformers_utils.config": "_CONFIG_REGISTRY = {}\n",
+    "vllm.transformers_utils.configs": "_CLASS_TO_MODULE = {}\n",
+}
+
+
+def wrapped() -> list[Target]:
+    """All of vLLM's own that the ledger wraps, each once."""
+    tree = Tree.installed()
+    targets = {t.path: t for one in entries() for t in one.targets if t.wrapper is not None}
+    return [t for t in targets.values() if isinstance(tree.find(t.path).node, ast.ClassDef | code.Function)]
+
+
+def sources(tree: Tree) -> dict[str, str]:
+    """The stand-in's modules, by name."""
+    texts = dict(_MORE)
+    classes: dict[tuple[str, str], str] = {}
+    for target in wrapped():
+        found, owner = tree.find(target.path), target.name.rpartition(".")[0]
+        node = tree.find(f"{target.path}.__init__").node if isinstance(found.node, ast.ClassDef) else found.node
+        texts.setdefault(target.module, "")
+        if owner:
+            classes.setdefault((target.module, owner), f"class {owner}:\n")
+            classes[target.module, owner] += _function(node, "    ")
+        elif isinstance(found.node, ast.ClassDef):
+            texts[target.module] += f"class {target.name}:\n{_function(node, '    ')}"
+        else:
+            texts[target.module] += _function(node, "")
+    for (module, _), text in classes.items():
+        texts[module] += text
+    return texts
+
+
+def _function(node: ast.AST, indent: str) -> str:
+    parameters = [p if p.default is p.empty else p.replace(default=None) for p in code.parameters(node)]
+    listed = ", ".join(map(str, parameters))
+    if any(p.kind is p.KEYWORD_ONLY for p in parameters) and not any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        first = next(p for p in parameters if p.kind is p.KEYWORD_ONLY)
+        listed = listed.replace(str(first), f"*, {first}", 1)
+    marks = [ast.unparse(d) for d in node.decorator_list]
+    above = "".join(f"{indent}@{mark}\n" for mark in marks if mark in ("staticmethod", "classmethod"))
+    return f"{above}{indent}def {node.name}({listed}):\n{indent}    return {node.name!r}\n"
+
+
+def cases(texts: dict[str, str]) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """What is changed (a path), how, and the stand-in's modules with the change."""
+    yield "", "nothing", texts
+    for target in wrapped():
+        owner, name = target.name.rpartition(".")[::2]
+        text = texts[target.module]
+        renamed = text.replace(f"class {owner}:", f"class {owner}Anew:") if owner else _renamed(text, name)
+        yield target.path, "class renamed" if owner else "renamed", {**texts, target.module: renamed}
+        if name != "__init__":  # every class has one
+            yield target.path, "renamed", {**texts, target.module: _renamed(text, name)}
+        yield target.path, "parameter", {**texts, target.module: _with_parameter(text, owner, name)}
+
+
+def _renamed(text: str, name: str) -> str:
+    return text.replace(f"def {name}(", f"def {name}_anew(").replace(f"class {name}:", f"class {name}Anew:")
+
+
+def _with_parameter(text: str, owner: str, name: str) -> str:
+    """The module with a required parameter more, by name only, of the function (of the class: its constructor)."""
+    module = ast.parse(text)
+    place = next((node for node in module.body if getattr(node, "name", None) == (owner or name)), module)
+    inside = [place] if isinstance(place, ast.FunctionDef) else place.body
+    function = next(f for f in inside if f.name == (name if owner or place in inside else "__init__"))
+    function.args.kwonlyargs.append(ast.arg("brand_new"))
+    function.args.kw_defaults.append(None)
+    return ast.unparse(module)
+
+
+def run(folder: Path, texts: dict[str, str]) -> dict[str, str]:
+    """Import the stand-in with the plugin installed, as vLLM's processes do; what could not be applied, and why."""
+    for name, text in texts.items():
+        file = folder / f"{name.replace('.', '/')}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        for package in file.relative_to(folder).parents[:-1]:
+            (folder / package / "__init__.py").touch()
+    for name in [name for name in sys.modules if name == "vllm" or name.startswith("vllm.")]:
+        del sys.modules[name]
+    live._MISFITS.clear()
+    live.install()
+    for name in sorted(texts):
+        module = __import__(name, fromlist=["x"])
+        assert module.__file__.startswith(str(folder)), module.__file__
+    return dict(live._MISFITS)
+
+
+def main(folder: Path) -> None:
+    """Print what became of the patches in every case."""
+    texts = sources(Tree.installed())
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(folder))
+    found = []
+    for number, (path, change, changed) in enumerate(cases(texts)):
+        place = folder / str(number)
+        sys.path[0] = str(place)
+        found.append({"path": path, "change": change, "misfits": run(place, changed)})
+    print("FOUND " + json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,262 @@
+"""Applying the patches in this process, each when its module is imported, and refusing an engine that needs a misfit.
+
+An engine without ISD runs as without the plugin whatever vLLM changed: a patch that does not fit is left out, and no
+exception of a patch reaches the import of a module of vLLM's. An engine with ISD is refused, with the version and the
+fix, if a patch that it needs does not fit. Code that changed since its review and still fits is named in a warning.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.abc
+import importlib.util
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from types import ModuleType
+from typing import Any
+
+from vllm_idlm.patching import code, fit
+from vllm_idlm.patching.record import SUPPORTED, LedgerError, Patch, Target, entries, entry
+from vllm_idlm.patching.tree import Tree, vllm_version
+
+log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
+_MARK = "__vllm_idlm_patched__"
+_MISFITS: dict[str, str] = {}  # patches that could not be applied in this process, and why
+
+
+# -- applying
+
+
+def install() -> None:
+    """Apply every patch: now if its module is loaded, else at the module's import. Calling it again changes nothing."""
+    if not installed():
+        sys.meta_path.insert(0, _PatchOnImport())
+    for name in {one.module for one in entries()}:
+        if name in sys.modules:
+            _apply_all(sys.modules[name])
+
+
+def installed() -> bool:
+    """Whether `install` was called in this process."""
+    return any(isinstance(finder, _PatchOnImport) for finder in sys.meta_path)
+
+
+class _PatchOnImport(importlib.abc.MetaPathFinder):
+    """Lets the ordinary finders find a module of the ledger, and patches it right after it was executed."""
+
+    def find_spec(self, fullname, path, target=None):
+        if not any(one.module == fullname for one in entries()):
+            return None
+        for finder in sys.meta_path:
+            if finder is self or not hasattr(finder, "find_spec"):
+                continue
+            spec = finder.find_spec(fullname, path, target)
+            if spec is not None and spec.loader is not None:
+                _wrap_loader(spec.loader)
+                return spec
+        return None
+
+
+def _wrap_loader(loader: Any) -> None:
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        _apply_all(module)
+
+    loader.exec_module = exec_module
+
+
+def _apply_all(module: ModuleType) -> None:
+    """Apply the module's patches, each whole or not at all. Nothing that goes wrong in one leaves this function."""
+    done = module.__dict__.setdefault(_MARK, set())
+    for one in entries():
+        if one.module == module.__name__ and one.name not in done:
+            try:
+                _apply(one, module)
+                done.add(one.name)
+            except Exception as error:
+                _MISFITS[one.name] = (
+                    str(error) if isinstance(error, LedgerError) else f"{type(error).__name__}: {error}"
+                )
+
+
+def _apply(patch: Patch, module: ModuleType) -> None:
+    ready = [_replacement(target, module) for target in patch.targets if target.wrapper is not None]
+    for owner, name, value in filter(None, ready):
+        setattr(owner, name, value)
+    for action in patch.actions:
+        action(module)
+
+
+def _replacement(target: Target, module: ModuleType) -> tuple[Any, str, Any] | None:
+    """What is to be set where for a target that is wrapped; None for a method that its class inherits.
+
+    Raises LedgerError where it is not there, or takes what the wrapper does not.
+    """
+    *outer, name = target.name.split(".")
+    owner = functools.reduce(_attribute, outer, module)
+    if target.own and name not in vars(owner):
+        return None
+    static = inspect.getattr_static(owner, name, None)
+    if static is None:
+        raise LedgerError(f"{target.path}: not found")
+    original = static.__func__ if isinstance(static, classmethod | staticmethod) else static
+    problem = code.unfit(code.of_wrapper(target.wrapper), list(inspect.signature(original).parameters.values()))
+    if problem:
+        raise LedgerError(f"{target.path}: {problem}")
+    around = _around(original, target.wrapper)
+    return owner, name, type(static)(around) if original is not static else around
+
+
+def _attribute(owner: Any, name: str) -> Any:
+    if not hasattr(owner, name):
+        raise LedgerError(f"{getattr(owner, '__name__', owner)}.{name}: not found")
+    return getattr(owner, name)
+
+
+def _around(original: Callable, wrapper: Callable) -> Callable:
+    """A function that calls `wrapper` with `original` first, and passes for `original` in all else."""
+
+    @functools.wraps(original, updated=() if isinstance(original, type) else ("__dict__",))
+    def around(*args, **kwargs):
+        return wrapper(original, *args, **kwargs)
+
+    return around
+
+
+def replace(name: str, owner: Any, attribute: str, new: Callable) -> None:
+    """Let `new` take the place of a callable attribute of one of vLLM's objects; patch `name` lists it.
+
+    Raises LedgerError where the patch does not list such an attribute, or `new` does not take what that one takes.
+    """
+    patch = entry(name)
+    if not any(target.name.rpartition(".")[2] == attribute or attribute in target.fields for target in patch.targets):
+        raise LedgerError(f"patch {name} does not list the attribute {attribute!r} of {type(owner).__name__}")
+    present = getattr(owner, attribute, None)
+    if present is None:
+        raise _refusal(patch, f"{type(owner).__name__}.{attribute}: not found")
+    theirs, ours = inspect.signature(present).parameters.values(), inspect.signature(new).parameters.values()
+    if problem := code.unfit(list(ours), list(theirs)):
+        raise _refusal(patch, f"{type(owner).__name__}.{attribute}: {problem}")
+    setattr(owner, attribute, new)
+
+
+# -- refusing
+
+
+def runs_isd(vllm_config: object) -> bool:
+    """`settings.runs_isd`, for patches: they must not import the settings (pydantic) before they run."""
+    from vllm_idlm import settings
+
+    return settings.runs_isd(vllm_config)
+
+
+def misfit(*features: str) -> str | None:
+    """Why an engine or request with these features (and "isd") cannot be had in this process, None if it can.
+
+    Only what was imported so far is known; `require` looks at all of vLLM's source.
+    """
+    having = frozenset({"isd", *features})
+    for one in entries():
+        if one.name in _MISFITS and one.needed(having):
+            return str(_refusal(one, _MISFITS[one.name]))
+    return None
+
+
+def refuse_misfits(features: Iterable[str]) -> None:
+    """Raise LedgerError if a patch that these features need could not be applied in this process; for workers."""
+    if problem := misfit(*features):
+        raise LedgerError(problem)
+
+
+def require(features: Iterable[str]) -> None:
+    """Raise LedgerError unless every patch fits that an engine with these features (and "isd") needs.
+
+    Warns once of code that nobody has reviewed at this version, and of missing patches that only cost time.
+    """
+    having = frozenset({"isd", *features})
+    refuse_misfits(having)
+    found = check()
+    for one in entries():
+        if found[one.name].kind == fit.MISFIT and one.needed(having):
+            raise _refusal(one, "; ".join(found[one.name].details))
+    _warn(tuple((name, state) for name, state in found.items() if entry(name).needs <= having))
+
+
+def check(imports: bool = False) -> dict[str, fit.State]:
+    """What becomes of each patch on the installed vLLM, by its source and by what was applied in this process.
+
+    imports: import every module that is patched first, so that every patch is applied (or is seen not to be).
+    """
+    tree = _installed()
+    if tree is None:
+        raise LedgerError(
+            f"the source files of vLLM {vllm_version()} are not found: vllm-idlm checks its patches on them"
+        )
+    found = {one.name: fit.state(one, tree) for one in entries()} if imports else dict(_states(tree))
+    if imports:
+        for one in entries():
+            _import(one)
+    return found | {name: fit.State(fit.MISFIT, (why,)) for name, why in _MISFITS.items() if name in found}
+
+
+def _import(patch: Patch) -> None:
+    """Import the patch's module; what that raises, or a patch that was not applied by it, is a misfit."""
+    try:
+        module = importlib.import_module(patch.module)
+    except Exception as error:
+        _MISFITS.setdefault(patch.name, f"{patch.module}: {type(error).__name__}: {error}")
+    else:
+        changes = patch.actions or any(target.wrapper is not None for target in patch.targets)
+        if changes and patch.name not in getattr(module, _MARK, ()):
+            _MISFITS.setdefault(patch.name, f"{patch.module}: imported, and not patched")
+
+
+@functools.cache
+def _installed() -> Tree | None:
+    return Tree.installed()
+
+
+@functools.cache
+def _states(tree: Tree) -> tuple[tuple[str, fit.State], ...]:
+    return tuple((one.name, fit.state(one, tree)) for one in entries())
+
+
+@functools.cache
+def _warn(states: tuple[tuple[str, fit.State], ...]) -> None:
+    changed = sorted({path for _, state in states if state.kind == fit.UNREVIEWED for path in state.details})
+    if changed:
+        log.warning(
+            "ISD: vLLM %s has changed code that vllm-idlm relies on and nobody has reviewed: %s. It still fits, and is "
+            "used; `idlm doctor --engine` compares the engine with plain decoding", vllm_version(), ", ".join(changed),
+        )  # fmt: skip
+    for name, state in states:
+        if state.kind == fit.MISFIT:
+            log.warning("ISD: patch %s does not fit vLLM %s and is left out (%s): %s", name, vllm_version(),
+                        entry(name).what, "; ".join(state.details))  # fmt: skip
+
+
+def _refusal(patch: Patch, problem: str) -> LedgerError:
+    """The error for a patch that does not fit: what was found, who needs it, and the fix."""
+    version = vllm_version()
+    fixes = [patch.way_out(), "" if _supported(version) else f"install a vLLM {SUPPORTED}", "install a newer vllm-idlm"]
+    known = "which should fit: please report this" if _supported(version) else f"supported is {SUPPORTED}"
+    return LedgerError(
+        f"vllm-idlm does not fit this vLLM ({version}; {known}). Patch {patch.name}, for {patch.words()}: {problem}. "
+        f"Fix: {', or '.join(fix for fix in fixes if fix)}, or set VLLM_PLUGINS='' to start vLLM without this plugin. "
+        "`python -m vllm_idlm.ledger` shows every patch."
+    )
+
+
+def _supported(version: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+    from packaging.version import InvalidVersion, Version
+
+    try:
+        return Version(version.partition("+")[0]) in SpecifierSet(SUPPORTED)
+    except InvalidVersion:
+        return False
