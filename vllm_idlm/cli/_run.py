@@ -55,6 +55,21 @@ def parting(a: list[int], b: list[int]) -> int | None:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
+def margin(llm: Any, prompt: list[int], reference: list[int], ours: list[int]) -> list[float] | None:
+    """The model's log-probabilities of the two tokens where the answers part; None if an answer ended there, or if one
+    of the tokens is not among the 20 most probable."""
+    at = parting(reference, ours)
+    if at is None or at >= min(len(reference), len(ours)):
+        return None
+    from vllm import SamplingParams
+
+    options = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
+    asked = {"prompt_token_ids": [*prompt, *reference[:at]]}
+    (found,) = llm.generate([asked], options, use_tqdm=False)[0].outputs[0].logprobs
+    both = [found.get(reference[at]), found.get(ours[at])]
+    return None if None in both else [entry.logprob for entry in both]
+
+
 class Engine:
     """A vllm.LLM driven step by step, so that tokens can be shown as they come."""
 
@@ -73,6 +88,11 @@ class Engine:
         chat = [{"role": "user", "content": text}]
         ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=True, return_dict=False)
         return {"prompt_token_ids": list(ids)}
+
+    def ids(self, prompt: str) -> list[int]:
+        """Token ids of a prompt, in the model's chat format if it has one."""
+        given = self._prompt(prompt)
+        return given["prompt_token_ids"] if isinstance(given, dict) else self.tokenizer.encode(given)
 
     def generate(self, prompts: list[str], tokens: int, outcome: Outcome, shown: int | None = None) -> None:
         """Run `prompts` as one batch into `outcome`; `shown` is the number of its first request on the screen."""
@@ -122,18 +142,7 @@ class Engine:
 
     def margin(self, prompt: str, reference: list[int], ours: list[int]) -> list[float] | None:
         """The model's log-probabilities of the two tokens where the answers part; None if an answer ended there."""
-        at = parting(reference, ours)
-        if at is None or at >= min(len(reference), len(ours)):
-            return None
-        from vllm import SamplingParams
-
-        given = self._prompt(prompt)
-        ids = given["prompt_token_ids"] if isinstance(given, dict) else self.tokenizer.encode(given)
-        options = SamplingParams(temperature=0, max_tokens=1, logprobs=20)
-        asked = {"prompt_token_ids": [*ids, *reference[:at]]}
-        (found,) = self.llm.generate([asked], options, use_tqdm=False)[0].outputs[0].logprobs
-        both = [found.get(reference[at]), found.get(ours[at])]
-        return None if None in both else [entry.logprob for entry in both]
+        return margin(self.llm, self.ids(prompt), reference, ours)
 
     def pieces(self, token_ids: list[int]) -> list[str]:
         """The text of each token by itself."""
@@ -179,15 +188,15 @@ def _settings(engine: Engine) -> dict[str, Any]:
     return settings.of(engine.core.vllm_config).model_dump()
 
 
-def main(descriptor: int, spec: str) -> int:
-    """Run `spec`, write events to `descriptor`; the exit status."""
+def main(descriptor: int, spec: str, kind: type = Run, work: Callable[[Any, Callable], Any] = execute) -> int:
+    """Do the `work` of `spec`, which is of that `kind`, and write events to `descriptor`; the exit status."""
     with os.fdopen(descriptor, "w", buffering=1, encoding="utf-8") as events:
 
         def emit(event: dict[str, Any]) -> None:
             events.write(json.dumps(event) + "\n")
 
         try:
-            emit({"done": asdict(execute(Run(**json.loads(spec)), emit))})
+            emit({"done": asdict(work(kind(**json.loads(spec)), emit))})
         except Exception as error:
             traceback.print_exc()
             emit({"failed": f"{type(error).__name__}: {error}"})

@@ -33,8 +33,15 @@ def run(
     what: Run, on_phase: Callable[[str], None], on_token: Callable[[int, int, str, bool], None], verbose: bool
 ) -> Outcome:
     """Run `what` in a process of its own, and end that process and its children whatever happens. Raises RunError."""
+    return Outcome(**work("_run", what, on_phase, on_token, verbose))
+
+
+def work(
+    module: str, what: Any, on_phase: Callable[[str], None], on_token: Callable[..., None], verbose: bool
+) -> dict[str, Any]:
+    """What `module`, which keeps `_run`'s protocol, makes of the dataclass `what`: its result's fields. As `run`."""
     log = Path(tempfile.mkstemp(prefix="idlm-", suffix=".log")[1])
-    with _process(what, log, verbose) as (process, events):
+    with _process(module, what, log, verbose) as (process, events):
         for line in events:
             event = json.loads(line)
             if "phase" in event:
@@ -43,7 +50,7 @@ def run(
                 on_token(*event["token"])
             elif "done" in event:
                 log.unlink(missing_ok=True)
-                return Outcome(**event["done"])
+                return event["done"]
             else:
                 raise RunError(_told(event["failed"], log, verbose))
         raise RunError(_told(f"the engine's process ended with status {process.wait()}", log, verbose))
@@ -57,9 +64,9 @@ def _told(problem: str, log: Path, verbose: bool) -> str:
 
 
 @contextlib.contextmanager
-def _process(what: Run, log: Path, verbose: bool) -> Iterator[tuple[subprocess.Popen, Any]]:
+def _process(module: str, what: Any, log: Path, verbose: bool) -> Iterator[tuple[subprocess.Popen, Any]]:
     read, write = os.pipe()
-    command = [sys.executable, "-m", "vllm_idlm.cli._run", str(write), json.dumps(asdict(what))]
+    command = [sys.executable, "-m", f"vllm_idlm.cli.{module}", str(write), json.dumps(asdict(what))]
     environment = dict(os.environ) if verbose else {**QUIET, **os.environ}
     # This process is the engine's alone; one more would only take a core from it (vLLM's CPU build reserves one).
     environment.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
