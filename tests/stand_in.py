@@ -8,15 +8,18 @@ Printed is a JSON list of what became of the patches in each case. The process h
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vllm_idlm import ledger  # noqa: F401  enters the patches
 from vllm_idlm.patching import Tree, code, entries, live
 from vllm_idlm.patching.record import Target
 
+_IMPORTED = {"contextmanager": "__import__('contextlib').contextmanager"}
 # What patches do with a module beside wrapping its functions.
 _MORE = {
     "vllm.model_executor.models.registry": "class ModelRegistry:\n    models = {}\n    register_model = print\n",
@@ -60,8 +63,11 @@ def _function(node: ast.AST, indent: str) -> str:
         first = next(p for p in parameters if p.kind is p.KEYWORD_ONLY)
         listed = listed.replace(str(first), f"*, {first}", 1)
     marks = [ast.unparse(d) for d in node.decorator_list]
-    above = "".join(f"{indent}@{mark}\n" for mark in marks if mark in ("staticmethod", "classmethod"))
-    return f"{above}{indent}def {node.name}({listed}):\n{indent}    return {node.name!r}\n"
+    kept = [mark for mark in marks if mark in ("staticmethod", "classmethod", "contextmanager")]
+    above = "".join(f"{indent}@{_IMPORTED.get(mark, mark)}\n" for mark in kept)
+    gives = "yield" if "contextmanager" in marks else "return"
+    result = "None" if node.name == "__init__" else repr(node.name)
+    return f"{above}{indent}def {node.name}({listed}):\n{indent}    {gives} {result}\n"
 
 
 def cases(texts: dict[str, str]) -> Iterator[tuple[str, str, dict[str, str]]]:
@@ -110,6 +116,46 @@ def run(folder: Path, texts: dict[str, str]) -> dict[str, str]:
     return dict(live._MISFITS)
 
 
+def calls() -> dict[str, str]:
+    """What every wrapped function gives on objects that have no attribute at all; only what is not vLLM's own result.
+
+    So nothing of a vLLM object is touched before it is known to be of an engine with ISD.
+    """
+    wrong = {}
+    for target in wrapped():
+        owner, name = target.name.rpartition(".")[::2]
+        module = sys.modules[target.module]
+        try:
+            given = _called(getattr(module, owner) if owner else module, name)
+        except Exception as error:
+            wrong[target.path] = f"{type(error).__name__}: {error}"
+        else:
+            if given != name:
+                wrong[target.path] = repr(given)
+    return wrong
+
+
+def _called(owner: Any, name: str) -> Any:
+    """What the function or method gives; `name` for a constructor that makes an object."""
+    called = getattr(owner, name)
+    if name == "__init__":
+        owner(*_needed(called, 1))
+        return name
+    method = isinstance(owner, type) and "self" in inspect.signature(called).parameters
+    result = called(*([object.__new__(owner)] if method else []), *_needed(called, 1 if method else 0))
+    if hasattr(result, "__enter__"):
+        with result as given:
+            return given
+    return name if type(result).__name__ == name else result
+
+
+def _needed(function: Any, skip: int) -> list[object]:
+    """An empty object for each parameter that must be given by place."""
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    by_place = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return [object() for p in by_place if p.default is p.empty]
+
+
 def main(folder: Path) -> None:
     """Print what became of the patches in every case."""
     texts = sources(Tree.installed())
@@ -120,6 +166,8 @@ def main(folder: Path) -> None:
         place = folder / str(number)
         sys.path[0] = str(place)
         found.append({"path": path, "change": change, "misfits": run(place, changed)})
+        if change == "nothing":
+            found[-1]["wrong"] = calls()
     print("FOUND " + json.dumps(found))
 
 

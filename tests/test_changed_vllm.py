@@ -35,6 +35,11 @@ def test_every_patch_is_applied_to_the_stand_in(outcomes):
     assert [o["misfits"] for o in outcomes if o["change"] == "nothing"] == [{}]
 
 
+def test_plain_engines_get_vllms_own_result_from_objects_that_have_nothing(outcomes):
+    """Whatever attributes vLLM renames: no wrapper touches an object before it knows of ISD."""
+    assert [o["wrong"] for o in outcomes if o["change"] == "nothing"] == [{}]
+
+
 def test_what_is_renamed_leaves_its_own_patches_out_and_breaks_no_import(outcomes):
     """One patch of a module that does not fit leaves the others of the module in place."""
     renamed = [o for o in outcomes if o["change"] == "renamed"]
@@ -66,7 +71,7 @@ class Changed(Tree):
 
     def __init__(self, tree: Tree, module: str, text: str) -> None:
         self.place, self._modules = tree.place, {k: v for k, v in tree._modules.items() if k != module}
-        self._wheel, self._names = None, frozenset()
+        self._imported, self._wheel, self._names = {}, None, frozenset()
         self._changed = {f"{module.replace('.', '/')}{end}": text for end in (".py", "/__init__.py")}
 
     def _read(self, path: str) -> str | None:

@@ -207,7 +207,6 @@ def test_code_that_a_patch_does_not_know_does_not_fit(tree, target, words):
         Target("vllm.runner:Runner.fixed", wrapper=lambda original, config: None),
         Target("vllm.runner:Runner.step", wrapper=lambda original, self, *args, **kwargs: None),
         Target("vllm.runner:Runner.inherited", wrapper=lambda original, self, a, b=1: None, own=True),
-        Target("vllm.runner:Runner.gone_since", since="<0.1"),
     ],
 )
 def test_code_that_was_never_reviewed_fits_and_is_named(tree, target, monkeypatch):
@@ -294,8 +293,8 @@ def test_structured_output_is_refused_alone_where_its_patch_does_not_fit(monkeyp
     engine = types.SimpleNamespace(vllm_config=types.SimpleNamespace(additional_config={"isd": {}}))
     grammar = SamplingParams(structured_outputs=StructuredOutputsParams(regex="a+"))
     assert _validate_params(lambda self, params: "passed", engine, grammar) == "passed"
-    monkeypatch.setattr(live, "_MISFITS", {"grammar-keeps-slots": "some.place: changed"})
-    patching.refuse_misfits({"v1", "v2", "lora", "auto", "groups"})
+    monkeypatch.setattr(live, "_MISFITS", {"grammar-sees-drafts": "some.place: changed"})
+    patching.require({"v1", "v2", "lora", "auto", "groups"})
     assert _validate_params(lambda self, params: "passed", engine, SamplingParams()) == "passed"
     with pytest.raises(VLLMValidationError, match="send such requests without structured output"):
         _validate_params(lambda self, params: "passed", engine, grammar)
@@ -322,7 +321,7 @@ def test_a_refusal_says_the_version_what_needs_the_patch_and_a_fix_that_helps(mo
     monkeypatch.setattr(live, "_MISFITS", {"ray-executor": "some.place: changed"})
     monkeypatch.setattr(live, "vllm_version", lambda: "0.33.0")
     with pytest.raises(patching.LedgerError) as error:
-        patching.refuse_misfits({"ray", "v1"})
+        patching.require({"ray", "v1"})
     message = str(error.value)
     for words in (
         "0.33.0",
@@ -335,31 +334,82 @@ def test_a_refusal_says_the_version_what_needs_the_patch_and_a_fix_that_helps(mo
     assert "install a vLLM" not in message
     monkeypatch.setattr(live, "vllm_version", lambda: "0.35.0")
     with pytest.raises(patching.LedgerError, match=r"install a vLLM >=0.32,<0.34"):
-        patching.refuse_misfits({"ray", "v1"})
-    patching.refuse_misfits({"v1", "v2", "lora", "cpu"})  # nobody asked for Ray
+        patching.require({"ray", "v1"})
+    patching.require({"v1", "v2", "lora", "cpu"})  # nobody asked for Ray
 
 
 def test_a_patch_that_only_costs_time_refuses_nobody(monkeypatch):
     optional = [entry.name for entry in entries() if entry.optional]
     assert optional
     monkeypatch.setattr(live, "_MISFITS", dict.fromkeys(optional, "changed"))
-    patching.refuse_misfits(record.FEATURES)
+    patching.require(record.FEATURES)
 
 
-def test_changed_code_is_named_once_in_one_warning(caplog, monkeypatch):
-    plugin.register()
+@pytest.fixture
+def told_nothing(monkeypatch):
+    """States worked out anew, and nothing warned of yet."""
+    monkeypatch.setattr(live, "_TOLD", set())
+    monkeypatch.setattr(live, "_MISFITS", {})
+    forget = live._states.cache_clear
+    forget()
+    yield
+    forget()
+
+
+def test_changed_code_is_named_once_whatever_is_required(caplog, monkeypatch, told_nothing):
     path = "vllm.v1.core.sched.scheduler:Scheduler.schedule"
     known = {v: {k: mark for k, mark in marks.items() if k != path} for v, marks in fit.reviewed().items()}
     monkeypatch.setattr(fit, "reviewed", lambda: known)
-    for cached in (live._states, live._warn):
-        cached.cache_clear()
-    try:
-        with caplog.at_level("WARNING", logger="vllm.idlm"):
-            patching.require({"v1"})
-            patching.require({"v1"})
-    finally:
-        for cached in (live._states, live._warn):
-            cached.cache_clear()
+    with caplog.at_level("WARNING", logger="vllm.idlm"):
+        for features in ((), {"v1"}, {"v2", "auto"}, {"v1", "cpu"}):
+            patching.require(features)
     (line,) = [r.getMessage() for r in caplog.records if "nobody has reviewed" in r.getMessage()]
     assert path in line
     assert patching.vllm_version() in line
+
+
+_FEATURES = {"v1", "v2", "cpu", "lora", "ray", "groups", "auto", "rows", "grammar", "sdar"}
+
+
+@pytest.mark.parametrize("entry", entries(), ids=lambda entry: entry.name)
+def test_a_patch_that_does_not_fit_the_source_is_refused_where_all_that_need_it_meet(
+    entry, monkeypatch, caplog, told_nothing
+):
+    """Each patch in turn, by the source alone: it was applied, and from then on does nothing."""
+    misfit = fit.State(fit.MISFIT, ("some.place: changed",))
+    states = tuple((one.name, misfit if one is entry else fit.State(fit.FITS)) for one in entries())
+    monkeypatch.setattr(live, "_states", lambda: states)
+    if entry.optional:
+        with caplog.at_level("WARNING", logger="vllm.idlm"):
+            patching.require(_FEATURES)
+        assert f"patch {entry.name} does not fit" in caplog.text
+    else:
+        with pytest.raises(patching.LedgerError, match=f"Patch {entry.name}, for .*some.place: changed"):
+            patching.require(entry.needs)
+        assert patching.misfit(*entry.needs)
+    for feature in entry.needs - {"isd"}:
+        patching.require(_FEATURES - {feature})
+    assert patching.left_out(entry.name)
+    for target in (t for t in entry.targets if t.wrapper is not None):
+        around = live._around(lambda *args, **kwargs: "vLLM's own", target.wrapper, entry.name)
+        assert around(1, 2, three=3) == "vLLM's own"
+
+
+def test_an_engines_features_are_those_of_its_settled_configuration(tmp_path):
+    """What is required of an engine, as vLLM settles it: the runner, Ray, the adapter, groups of masks."""
+    from vllm import EngineArgs
+
+    from tests.engines import isd
+    from tests.tiny import write_adapter, write_tiny
+    from vllm_idlm.engine_args import features
+
+    plugin.register()
+    model, adapter = write_tiny(tmp_path / "model"), write_adapter(tmp_path / "adapter", tmp_path / "model")
+
+    def of(**settings):
+        asked = isd(3, mask_token_id=1, **settings)
+        args = EngineArgs(str(model), dtype="float32", speculative_config=asked, skip_tokenizer_init=True)
+        return features(args.create_engine_config())
+
+    assert of() == {"v1", "cpu"}
+    assert of(lora=str(adapter), coverage="auto") == {"v1", "cpu", "lora", "groups", "auto"}

@@ -38,7 +38,8 @@ def apply_zoo(args: Any) -> None:
     """
     from vllm_idlm import zoo
 
-    entry = zoo.resolve(args.model)
+    model = getattr(args, "model", None)
+    entry = zoo.resolve(model) if isinstance(model, str) else None
     if entry is None:
         return
     defaults = {f.name: _default(f) for f in dataclasses.fields(args)}
@@ -66,7 +67,7 @@ def apply_isd(args: Any, model_config: Any) -> None:
 
     Raises SettingsError on a wrong setting, a missing adapter, or a feature of vLLM that ISD does not run with.
     """
-    patching.require(_features(args))
+    patching.require(())
     entry = args.__dict__.get("_isd_zoo")
     settings = _settings(args, _zoo_defaults(entry))
     _refuse_unsupported(args, model_config)
@@ -76,7 +77,6 @@ def apply_isd(args: Any, model_config: Any) -> None:
             _check_base(settings.lora, model_config.model)
     settings = complete(settings, model_config.hf_config, model_config.get_vocab_size())
     settings = cpu_linear.resolve(settings, model_config.dtype)
-    patching.require(_features(args, settings))
     need = (args.max_num_seqs or 0) * (1 + settings.slots)
     if settings.coverage == "auto" and (args.max_num_batched_tokens or need) < need:  # the user's room is for less
         settings = settings.model_copy(update={"coverage": "last"})
@@ -93,17 +93,18 @@ def apply_isd(args: Any, model_config: Any) -> None:
     args.spec_method = args.spec_tokens = None
 
 
-def _features(args: Any, settings: ISDSettings | None = None) -> set[str]:
-    """What of `patching.record.FEATURES` the engine runs, as far as its arguments (and settings) tell.
-
-    The model runner is not known yet: the ledger asks for its patches once vLLM has settled on one.
-    """
+def features(config: Any) -> frozenset[str]:
+    """What of `patching.record.FEATURES` the engine of a VllmConfig with ISD runs."""
     from vllm.platforms import current_platform
 
-    backend = args.distributed_executor_backend
-    ray = backend == "ray" or "Ray" in getattr(backend, "__name__", "")
-    found = {"cpu": current_platform.is_cpu(), "ray": ray}
-    return {name for name, runs in found.items() if runs} | (settings.features if settings is not None else set())
+    backend = config.parallel_config.distributed_executor_backend  # vLLM's own choice by then, where none was given
+    found = {
+        "v2" if config.use_v2_model_runner else "v1": True,
+        "cpu": current_platform.is_cpu(),
+        "ray": backend == "ray" or bool(getattr(backend, "uses_ray", False)),
+        "sdar": getattr(config.model_config.hf_config, "model_type", None) == "sdar",
+    }
+    return of(config).features | {name for name, runs in found.items() if runs}
 
 
 def _zoo_defaults(entry: Any) -> dict[str, Any]:
@@ -331,4 +332,4 @@ def _packed(modules: list[str]) -> list[str]:
 
 def asked(args: Any) -> bool:
     """Whether `args` asks for ISD (and was not already turned into vLLM's settings)."""
-    return is_isd(args.speculative_config, args.spec_method)
+    return is_isd(getattr(args, "speculative_config", None), getattr(args, "spec_method", None))

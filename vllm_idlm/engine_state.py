@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_idlm import __version__, patching
 from vllm_idlm import settings as isd_settings
-from vllm_idlm.engine_args import DRAFT_LORA_ID, VERSION
+from vllm_idlm.engine_args import DRAFT_LORA_ID, VERSION, features
 from vllm_idlm.forced import Forced
 from vllm_idlm.tail import DevicePlan, TailAttention
 from vllm_idlm.v1.stats import ISDStats
@@ -38,8 +38,6 @@ def same_plugin(additional_config: dict[str, Any]) -> None:
 class EngineState:
     """One engine's ISD. `runner` is set by `attach`, once vLLM has built it."""
 
-    model_runner = ""  # "v1" or "v2": whose patches this engine needs (`patching.record.FEATURES`)
-
     def __init__(self, vllm_config: Any) -> None:
         found = isd_settings.of(vllm_config)
         if found is None or found.mask_token_id is None:
@@ -48,7 +46,7 @@ class EngineState:
                 '{"method": "isd", "n": 4} with the vllm-idlm plugin installed'
             )
         same_plugin(vllm_config.additional_config)
-        patching.refuse_misfits({self.model_runner, *found.features})
+        patching.require(features(vllm_config))
         self.settings = found
         self.mask_token_id: int = found.mask_token_id
         self.stats = ISDStats()

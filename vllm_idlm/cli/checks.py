@@ -144,18 +144,25 @@ def patches() -> Iterator[Finding]:
 
     plugin.register()
     states = live.check(imports=True)
+    broken = 0
     for one in entries():
-        state = states[one.name]
-        if state.kind == fit.MISFIT:
+        if states[one.name].kind == fit.MISFIT:
+            everybody = one.needed(frozenset({"isd"}))
+            broken += everybody
             fix = one.way_out() or "install a supported vLLM (see above), or a newer vllm-idlm"
-            yield Finding(f"patch {one.name}", "note" if one.optional else "broken", str(state), fix)
+            words = f"for {one.words()}: {states[one.name]}"
+            yield Finding(f"patch {one.name}", "broken" if everybody else "note", words, fix)
     unreviewed = sorted({path for state in states.values() if state.kind == fit.UNREVIEWED for path in state.details})
     if unreviewed:
         words = f"changed in this vLLM since anybody looked, and still fitting: {', '.join(unreviewed)}"
         yield Finding("unreviewed", "note", words, "idlm doctor --engine compares an engine with plain decoding")
     wrong = sum(state.kind == fit.MISFIT for state in states.values())
     found = f"{len(states) - wrong} of {len(states)} fit this vLLM"
-    yield Finding("patches", "broken" if wrong else "ok", f"{found}; `python -m vllm_idlm.ledger` describes them")
+    yield Finding(
+        "patches",
+        "broken" if broken else "note" if wrong else "ok",
+        f"{found}; `python -m vllm_idlm.ledger` describes them",
+    )
 
 
 def cpu_faults() -> Iterator[Finding]:

@@ -63,6 +63,7 @@ def doctor(
 
 def _look(fix: bool) -> int:
     """Print every finding, mended first if asked; how many are broken."""
+    from rich.markup import escape
     from rich.table import Table
 
     from vllm_idlm.cli import checks
@@ -78,7 +79,7 @@ def _look(fix: bool) -> int:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for item in found:
-        text = item.found + (f"\n[bold]fix:[/bold] {item.fix}" if item.fix else "")
+        text = escape(item.found) + (f"\n[bold]fix:[/bold] {escape(item.fix)}" if item.fix else "")
         table.add_row(_SIGNS[item.state], item.name, text)
     out.print(table)
     return sum(item.state == "broken" for item in found)

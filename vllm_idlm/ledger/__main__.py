@@ -17,6 +17,7 @@ import json
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from vllm_idlm import ledger, plugin  # noqa: F401  the import enters the patches
@@ -98,7 +99,7 @@ def _tell(states: dict[str, fit.State], version: str, problems: list[str], brief
         if not (brief and states[one.name].kind == fit.FITS):
             _show(one, states[one.name], brief)
     for problem in problems:
-        console.print(f"[bold red]does not fit[/bold red]  {problem}")
+        console.print(f"[bold red]does not fit[/bold red]  {escape(problem)}")
     kinds = [state.kind for state in states.values()]
     wrong, unreviewed = kinds.count(fit.MISFIT), kinds.count(fit.UNREVIEWED)
     words = f"vLLM {version}: {len(kinds) - wrong} of {len(kinds)} patches fit"
@@ -117,9 +118,9 @@ def _show(one: Patch, state: fit.State, brief: bool) -> None:
     optional = "; without it things are slower, not wrong" if one.optional else ""
     rows = {"what": one.what, "why": one.why, "for": one.words() + optional, "until": one.removed_by}
     for name, text in ({} if brief else rows).items():
-        table.add_row(name, text)
+        table.add_row(name, escape(text))
     for detail in state.details:
-        table.add_row("state", detail)
+        table.add_row("state", escape(detail))
     console.print(table)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from vllm_idlm.patching import misfit, patch, require, runs_isd
+import threading
+
+from vllm_idlm.patching import misfit, of_isd, patch, require, runs_isd
 
 _ARGS = "vllm.engine.arg_utils"
 
@@ -68,11 +70,13 @@ row_budget = patch(
 @row_budget.wraps("EngineArgs._set_default_max_num_seqs_and_batched_tokens_args")
 def set_defaults(original, self, *args, **kwargs):
     """Let vLLM set its defaults, then make room for full rows."""
+    if not runs_isd(self):
+        return original(self, *args, **kwargs)
     from vllm_idlm.engine_args import fit_rows
 
     given = self.max_num_batched_tokens
     original(self, *args, **kwargs)
-    fit_rows(self, given)
+    return fit_rows(self, given)
 
 
 spec_method_flag = patch(
@@ -89,7 +93,7 @@ spec_method_flag = patch(
 def add_cli_args(original, parser):
     """Add the choice to vLLM's flag."""
     parser = original(parser)
-    for action in parser._actions:
+    for action in getattr(parser, "_actions", ()):
         if "--spec-method" in action.option_strings and action.choices is not None:
             action.choices = [*action.choices, "isd"]
     return parser
@@ -129,7 +133,7 @@ request_options.reads("vllm.exceptions:VLLMValidationError", "parameter")
 @request_options.wraps("InputProcessor._validate_params")
 def _validate_params(original, self, params, *args, **kwargs):
     """Refuse the request as vLLM refuses one; over HTTP any other class of error would be an internal error."""
-    if runs_isd(self.vllm_config):
+    if of_isd(self):
         from vllm.exceptions import VLLMValidationError
 
         from vllm_idlm.settings import wants_isd
@@ -156,10 +160,11 @@ user_lora_needs_enable_lora = patch(
 @user_lora_needs_enable_lora.wraps("InputProcessor._validate_lora")
 def _validate_lora(original, self, lora_request):
     """Refuse a request's adapter where the engine has no slot for one."""
+    if not of_isd(self) or lora_request is None:
+        return original(self, lora_request)
     from vllm_idlm.engine_args import USER_LORAS
 
-    extra = self.vllm_config.additional_config
-    if lora_request is not None and isinstance(extra, dict) and extra.get(USER_LORAS, 1) == 0:
+    if self.vllm_config.additional_config.get(USER_LORAS, 1) == 0:
         from vllm.exceptions import VLLMValidationError
 
         raise VLLMValidationError(
@@ -173,14 +178,14 @@ v2_config = patch(
     "v2-config",
     "vllm.config.vllm",
     "v2",
-    what="VllmConfig takes ISD's custom_class for what Model Runner V2 and asynchronous scheduling support, and ISD "
-    "requires the patches of the runner that vLLM settles on",
+    what="VllmConfig takes ISD's custom_class for what Model Runner V2 and asynchronous scheduling support",
     why="both are refused to custom_class proposers because V2 cannot build them; ISD brings its own V2 speculator",
     removed_by="custom_class (or a registry of speculators) in Model Runner V2 (vllm#36219); since 0.33 the check of "
     "asynchronous scheduling asks for the method on V1 only, so that the wrapped get_args is 0.32's",
 )
 v2_config.reads("EagleModelTypes")
-_CHECKING: list[bool] = []  # per VllmConfig that is being checked in this thread: whether it is ISD's on V2
+v2_config.reads("VllmConfig", fields=("scheduler_config",))
+_CHECKED = threading.local()  # .on_v2: whether the VllmConfig that this thread checks is ISD's on V2
 
 
 @v2_config.wraps("VllmConfig._get_v2_model_runner_unsupported_features", holds=('"custom_class"',))
@@ -193,23 +198,19 @@ def _get_v2_model_runner_unsupported_features(original, self):
 @v2_config.wraps("VllmConfig.__post_init__", holds=("get_args(EagleModelTypes)", "check_and_update_config(self)"))
 def __post_init__(original, self, *args, **kwargs):  # noqa: N807
     """Fit an ISD configuration to Model Runner V2 before vLLM checks it; keep the user's asynchronous scheduling."""
-    isd = runs_isd(self)
-    on_v2 = isd and self.use_v2_model_runner
-    if isd:
-        from vllm_idlm import engine_args
+    if not (runs_isd(self) and self.use_v2_model_runner):
+        return original(self, *args, **kwargs)
+    from vllm_idlm.engine_args import fit_v2
 
-        require({"v2" if on_v2 else "v1"})
-        engine_args.refuse_float32_adapter(self)
-        if on_v2:
-            engine_args.fit_v2(self)
-    asked = self.scheduler_config.async_scheduling
-    _CHECKING.append(on_v2)
+    fit_v2(self)
+    asked, _CHECKED.on_v2 = self.scheduler_config.async_scheduling, True
     try:
         original(self, *args, **kwargs)
     finally:
-        _CHECKING.pop()
-    if on_v2 and asked:  # the CPU platform turns it off as of no use, which is no reason to refuse it
+        _CHECKED.on_v2 = False
+    if asked:  # the CPU platform turns it off as of no use, which is no reason to refuse it
         self.scheduler_config.async_scheduling = True
+    return None
 
 
 @v2_config.wraps("get_args")
@@ -219,8 +220,31 @@ def get_args(original, tp):
     The check is inline code of `__post_init__` that asks `get_args(EagleModelTypes)`.
     """
     names = original(tp)
-    if _CHECKING and _CHECKING[-1]:
+    if getattr(_CHECKED, "on_v2", False):
         from vllm.config import vllm as module
 
         return (*names, "custom_class") if tp is module.EagleModelTypes else names
     return names
+
+
+# Entered last, so that it is the outermost of the wrappers of `__post_init__`: it requires the others.
+settled_config = patch(
+    "settled-config",
+    "vllm.config.vllm",
+    what="before vLLM checks a VllmConfig with ISD, the patches of all that its engine runs are required, and what "
+    "cannot run is refused",
+    why="the model runner, Ray and the model's dtype are settled there and not before",
+    removed_by="a plugin's own validation of VllmConfig",
+)
+settled_config.reads("VllmConfig", fields=("use_v2_model_runner", "parallel_config", "model_config"))
+
+
+@settled_config.wraps("VllmConfig.__post_init__")
+def require_features(original, self, *args, **kwargs):
+    """Refuse an engine with ISD whose patches do not fit."""
+    if runs_isd(self):
+        from vllm_idlm import engine_args
+
+        require(engine_args.features(self))
+        engine_args.refuse_float32_adapter(self)
+    return original(self, *args, **kwargs)

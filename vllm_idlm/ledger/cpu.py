@@ -5,12 +5,22 @@ from __future__ import annotations
 import functools
 import logging
 
-from vllm_idlm.patching import patch, runs_isd
+from vllm_idlm.patching import of_isd, patch, runs_isd
 
 WRAPPER = "vllm_idlm.punica.RowPunicaWrapper"
 log = logging.getLogger(__name__)
 _CPU = "vllm.platforms.cpu"
 _V1 = "vllm.v1.worker.gpu_model_runner"
+
+
+def _current_config():
+    """The configuration that vLLM builds something under, None if there is none (or vLLM has no such function)."""
+    try:
+        from vllm.config import get_current_vllm_config_or_none
+    except ImportError:
+        return None
+    return get_current_vllm_config_or_none()
+
 
 row_lora = patch(
     "cpu-row-lora",
@@ -29,6 +39,7 @@ row_lora.reads(
         "update_metadata", "add_lora_linear", "add_lora_logits", "add_lora_embedding", "add_shrink", "add_expand",
     ),
 )  # fmt: skip
+row_lora.reads("vllm.config:get_current_vllm_config_or_none")
 row_lora.reads("vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA",
                fields=("lora_a_stacked", "lora_b_stacked", "output_slices"))  # fmt: skip
 row_lora.reads("vllm.lora.layers.logits_processor:LogitsProcessorWithLoRA", fields=("lora_b_stacked",))
@@ -37,9 +48,7 @@ row_lora.reads("vllm.lora.layers.logits_processor:LogitsProcessorWithLoRA", fiel
 @row_lora.wraps("CpuPlatform.get_punica_wrapper")
 def get_punica_wrapper(original, cls):
     """Name our wrapper; called while the worker's configuration is current."""
-    from vllm.config import get_current_vllm_config_or_none
-
-    if not runs_isd(get_current_vllm_config_or_none()):
+    if not runs_isd(_current_config()):
         return original(cls)
     fault = "changes rows without an adapter" if stock_touches_other_rows() else "is slow, and fits few rows"
     log.info("LoRA runs on selected rows (ledger: cpu-row-lora); vLLM's own CPU LoRA %s here", fault)
@@ -64,13 +73,15 @@ compiled_lora = patch(
 )
 def check_and_update_config(original, cls, vllm_config):
     """Give back the compilation mode that the engine has without LoRA."""
+    if not runs_isd(vllm_config) or vllm_config.lora_config is None:
+        return original(cls, vllm_config)
     from vllm.config import CompilationMode
 
     asked = vllm_config.compilation_config.mode
     original(cls, vllm_config)
-    if vllm_config.lora_config is not None and runs_isd(vllm_config):
-        once = asked == CompilationMode.VLLM_COMPILE  # which is what CPU makes of it
-        vllm_config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE if once else asked
+    once = asked == CompilationMode.VLLM_COMPILE  # which is what CPU makes of it
+    vllm_config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE if once else asked
+    return None
 
 
 layer_view = patch(
@@ -88,7 +99,7 @@ layer_view = patch(
 def set_mapping(original, self, punica_wrapper):
     """Pass the layer's view on; any other wrapper, so any engine without ISD, passes through unchanged."""
     view = getattr(punica_wrapper, "for_layer", None)
-    original(self, view(self) if view else punica_wrapper)
+    return original(self, view(self) if view else punica_wrapper)
 
 
 def stock_touches_other_rows() -> bool:
@@ -114,21 +125,20 @@ products = patch(
     "one, so that verifying them costs more than decoding plainly",
     removed_by="a CPU product in vLLM that is bound by memory for a few rows",
 )  # fmt: skip
+products.reads("vllm.config:get_current_vllm_config_or_none")
 products.reads("cpu_unquantized_gemm", holds=("layer.cpu_linear(x, weight, bias)",))
 
 
 @products.wraps("dispatch_cpu_unquantized_gemm", holds=("layer.cpu_linear = ", "layer.weight.is_meta"))
 def dispatch_cpu_unquantized_gemm(original, layer, remove_weight):
     """Give a layer our product; vLLM calls it for each once its weights are loaded. Other weights keep vLLM's."""
-    from vllm.config import get_current_vllm_config_or_none
-
-    config = get_current_vllm_config_or_none()
+    config = _current_config()
     if runs_isd(config):
         from vllm_idlm import cpu_linear, settings
 
         if settings.of(config).cpu_linear == "rows" and cpu_linear.take(layer):
-            return
-    original(layer, remove_weight)
+            return None
+    return original(layer, remove_weight)
 
 
 compile_cache = patch(
@@ -146,10 +156,12 @@ compile_cache = patch(
 @compile_cache.wraps("_try_load_aot_compiled_fn", holds=("compiled_fn.finalize_loading(model.vllm_config)",))
 def _try_load_aot_compiled_fn(original, model, *args, **kwargs):
     """Let the method do nothing, for an engine with ISD and where it is missing."""
+    if not of_isd(model):
+        return original(model, *args, **kwargs)
     from torch._dynamo.aot_compile_types import BundledAOTAutogradSerializableCallable as Loaded
     from vllm.platforms import current_platform
 
-    if not runs_isd(model.vllm_config) or not current_platform.is_cpu() or hasattr(Loaded, "finalize_loading"):
+    if not current_platform.is_cpu() or hasattr(Loaded, "finalize_loading"):
         return original(model, *args, **kwargs)
     Loaded.finalize_loading = lambda self, vllm_config: None
     try:
@@ -182,6 +194,8 @@ def _sample(original, self, *args, **kwargs):
 def _bookkeeping_sync(original, self, *args, **kwargs):
     """Hide the generators of unfinished prompts, which vLLM would set back by their offset."""
     hidden = {i: self.input_batch.generators.pop(i) for i in _unfinished(self)}
+    if not hidden:
+        return original(self, *args, **kwargs)
     try:
         return original(self, *args, **kwargs)
     finally:

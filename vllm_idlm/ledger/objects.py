@@ -167,29 +167,6 @@ v2_lora.reads(
 v2_lora.reads("vllm.lora.worker_manager:WorkerLoRAManager._apply_adapters", "self", "adapter_requests")
 v2_lora.reads("vllm.lora.worker_manager:WorkerLoRAManager", fields=("_adapter_manager",))
 
-schedule = patch(
-    "object-scheduler-output",
-    "vllm.v1.core.sched.output",
-    what="a settled SchedulerOutput is widened by mask slots behind prompts (four of its fields, and blocks from the "
-    "cache manager). In vllm_idlm.prompt_masks",
-    why="vLLM gives speculative slots to requests that decode alone",
-    removed_by="a hook on a settled SchedulerOutput",
-    optional=True,
-)
-schedule.reads(
-    "SchedulerOutput",
-    fields=("scheduled_new_reqs", "scheduled_cached_reqs", "num_scheduled_tokens", "total_num_scheduled_tokens",
-            "scheduled_spec_decode_tokens"),
-)  # fmt: skip
-schedule.reads("NewRequestData", fields=("req_id", "block_ids"))
-schedule.reads("CachedRequestData", fields=("req_ids", "resumed_req_ids", "new_block_ids"))
-schedule.reads(
-    "vllm.v1.core.sched.scheduler:Scheduler",
-    fields=("_inflight_prefills", "kv_cache_manager", "needs_kv_cache_zeroing", "connector", "requests",
-            "max_model_len", "max_num_scheduled_tokens", "use_v2_model_runner"),
-)  # fmt: skip
-schedule.reads("vllm.v1.core.kv_cache_manager:KVCacheManager.allocate_slots", "self", "request", "num_new_tokens")
-
 metrics = patch(
     "object-statistics",
     "vllm.v1.spec_decode.metrics",

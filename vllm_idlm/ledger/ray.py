@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vllm_idlm.patching import patch, runs_isd
+from vllm_idlm.patching import patch, require, runs_isd
 
 _V2 = "vllm.v1.executor.ray_executor_v2"
 
@@ -36,8 +36,9 @@ ray_executor.reads("vllm.platforms.interface:Platform", fields=("ray_device_key"
 def get_class(original, vllm_config):
     """Give an engine with ISD our executor; Ray itself is imported only where an engine asks for it."""
     chosen = original(vllm_config)
-    if not chosen.uses_ray or not runs_isd(vllm_config):
+    if not runs_isd(vllm_config) or not chosen.uses_ray:
         return chosen
+    require({"ray"})
     if chosen.__name__ != "RayExecutorV2":
         raise _another_executor(chosen.__name__)
     from vllm_idlm.ray_executor import ISDRayExecutor
@@ -49,7 +50,9 @@ def _another_executor(name: str) -> Exception:
     """SettingsError for a Ray executor other than RayExecutorV2, such as the older one that vLLM 0.33 removed."""
     from vllm_idlm.settings import SettingsError
 
+    older = name == "RayDistributedExecutor"
+    fix = "Unset VLLM_USE_RAY_V2_EXECUTOR_BACKEND (0 chooses vLLM's older Ray executor, which vLLM 0.33 removed)"
     return SettingsError(
-        f"method isd runs on vLLM's RayExecutorV2, and this engine would run on {name}. Unset "
-        "VLLM_USE_RAY_V2_EXECUTOR_BACKEND (0 chooses vLLM's older Ray executor, which vLLM 0.33 removed)"
+        f"method isd runs on vLLM's RayExecutorV2, and this engine would run on {name}. "
+        + (fix if older else 'Give "ray" as distributed_executor_backend')
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from vllm_idlm.patching import Patch, patch, runs_isd
+from vllm_idlm.patching import Patch, of_isd, patch, runs_isd
 
 _V1 = "vllm.v1.worker.gpu_model_runner"
 
@@ -22,6 +22,8 @@ attach = patch(
 def __init__(original, self, *args, **kwargs):  # noqa: N807
     """Set the runner's attribute `isd` to the proposer, if it is ISD's; else there is no such attribute."""
     original(self, *args, **kwargs)
+    if not of_isd(self):
+        return
     from vllm_idlm.v1.proposer import ISDProposer
 
     proposer = getattr(self, "drafter", None)
@@ -95,7 +97,7 @@ def _measures(entry: Patch, name: str, own: bool = False) -> None:
 
     @entry.wraps(name, own=own)
     def compile_or_warm_up_model(original, self, *args, **kwargs):
-        isd = getattr(self.model_runner, "isd", None)
+        isd = getattr(getattr(self, "model_runner", None), "isd", None)
         if isd:
             isd.warm_kernels()  # behind vLLM's own, its monitor warns of every compilation
         result = original(self, *args, **kwargs)
@@ -143,17 +145,19 @@ gated_lora = patch(
     why="vLLM maps adapters per request; the gate of R-ISD is per row",
     removed_by="a per-token adapter mapping that a proposer can set (vllm#19710, closed)",
 )  # fmt: skip
+gated_lora.reads("GPUModelRunner.set_active_loras", "input_batch", "num_scheduled_tokens", "num_sampled_tokens")
 gated_lora.reads(
     "GPUModelRunner._set_active_loras", "self", "prompt_lora_mapping", "token_lora_mapping", "lora_requests"
 )
 
 
 @gated_lora.wraps("GPUModelRunner.set_active_loras")
-def set_active_loras(original, self, input_batch, num_scheduled_tokens, num_sampled_tokens=None, *args, **kwargs):
+def set_active_loras(original, self, input_batch, num_scheduled_tokens, *args, **kwargs):
     """Override the method (of LoRAModelRunnerMixin) where ISD has an adapter."""
     isd = getattr(self, "isd", None)
+    num_sampled_tokens = args[0] if args else kwargs.get("num_sampled_tokens")
     if isd is None or isd.draft_lora is None or num_sampled_tokens is None:
-        return original(self, input_batch, num_scheduled_tokens, num_sampled_tokens, *args, **kwargs)
+        return original(self, input_batch, num_scheduled_tokens, *args, **kwargs)
     if isd.without_lora(input_batch):
         return None
     logits, tokens = isd.lora_mapping(input_batch, num_scheduled_tokens, num_sampled_tokens)
@@ -169,13 +173,13 @@ def keep_draft_lora(entry: Patch) -> None:
 
     @entry.wraps("GPUModelRunner.maybe_setup_dummy_loras")
     @contextlib.contextmanager
-    def maybe_setup_dummy_loras(original, self, lora_config, remove_lora=True, *args, **kwargs):
+    def maybe_setup_dummy_loras(original, self, *args, **kwargs):
         isd = getattr(self, "isd", None)
         held = isd is not None and isd.draft_lora is not None
         if held:
             self.lora_manager.remove_all_adapters()
-        with original(self, lora_config, remove_lora, *args, **kwargs):
-            yield
+        with original(self, *args, **kwargs) as given:
+            yield given
         if held:
             self.lora_manager.remove_all_adapters()
             isd.load_model(None)
@@ -200,14 +204,16 @@ logits_processors = patch(
     why="under speculation vLLM builds min tokens alone, because its rejection sampler ignores the others",
     removed_by="a rejection sampler in vLLM that applies every logits processor (vllm#42744, #42802, #38469)",
 )
+logits_processors.reads("build_logitsprocs", "is_pooling_model", "custom_logitsprocs")
 logits_processors.reads("vllm.v1.sample.logits_processor:BUILTIN_LOGITS_PROCESSORS")
 
 
 @logits_processors.wraps("build_logitsprocs")
-def build_logitsprocs(original, vllm_config, device, is_pin_memory, is_pooling_model, custom_logitsprocs=()):
+def build_logitsprocs(original, vllm_config, device, is_pin_memory, is_pooling_model, *args, **kwargs):
     """Build them all, unless the user has processors of their own, which vLLM refuses."""
-    if not runs_isd(vllm_config) or custom_logitsprocs:
-        return original(vllm_config, device, is_pin_memory, is_pooling_model, custom_logitsprocs)
+    custom = args[0] if args else kwargs.get("custom_logitsprocs")
+    if not runs_isd(vllm_config) or custom:
+        return original(vllm_config, device, is_pin_memory, is_pooling_model, *args, **kwargs)
     from vllm.v1.sample.logits_processor import BUILTIN_LOGITS_PROCESSORS, LogitsProcessors
 
     return LogitsProcessors(p(vllm_config, device, is_pin_memory) for p in BUILTIN_LOGITS_PROCESSORS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
 from vllm_idlm.ledger.runner_v1 import hook_attention, keep_draft_lora
-from vllm_idlm.patching import patch, runs_isd
+from vllm_idlm.patching import of_isd, patch, runs_isd
 
 _V2 = "vllm.v1.worker.gpu.model_runner"
 
@@ -40,10 +42,11 @@ attach = patch(
 @attach.wraps("GPUModelRunner.load_model", holds=("self.rejection_sampler = RejectionSampler(",))
 def load_model(original, self, *args, **kwargs):
     """Set the runner's attribute `isd` to the speculator, if it is ISD's; else there is no such attribute."""
-    original(self, *args, **kwargs)
-    if runs_isd(self.vllm_config):
+    result = original(self, *args, **kwargs)
+    if of_isd(self):
         self.isd = self.speculator
         self.isd.attach(self)
+    return result
 
 
 draft_lora = patch(
@@ -128,7 +131,7 @@ row_lora.reads(
 @row_lora.wraps("GPUModelRunner._set_active_loras")
 def _set_active_loras(original, self, prompt_lora_mapping, token_lora_mapping, lora_requests, *args, **kwargs):
     """Ask ISD where there is no mapping by tokens, as `vllm_idlm.v2.lora.GatedLoraState` gives none."""
-    if token_lora_mapping is None:
+    if token_lora_mapping is None and getattr(self, "isd", None):
         return self.isd.set_active_loras(prompt_lora_mapping, lora_requests)
     return original(self, prompt_lora_mapping, token_lora_mapping, lora_requests, *args, **kwargs)
 
@@ -144,27 +147,28 @@ counts = patch(
 counts.reads("AsyncOutput.get_output", "self")
 counts.reads("AsyncOutput.__init__", "main_stream", "copy_stream")
 counts.reads("AsyncOutput", fields=("copy_event",))
-_AT_HAND: list = []  # the `isd` of the runner whose tokens are being sampled
+_AT_HAND = threading.local()  # .isd: of the runner whose tokens this thread samples
 
 
 @counts.wraps("GPUModelRunner.sample_tokens", holds=("async_output = AsyncOutput(",))
 def sample_tokens(original, self, *args, **kwargs):
     """Name the engine at hand while vLLM makes its output."""
-    _AT_HAND[:] = [getattr(self, "isd", None)]
+    _AT_HAND.isd = getattr(self, "isd", None)
     try:
         return original(self, *args, **kwargs)
     finally:
-        _AT_HAND.clear()
+        _AT_HAND.isd = None
 
 
 @counts.wraps("AsyncOutput")
 def output(original, *args, **kwargs):
     """Make an output that takes ISD's counts along, where a step of ISD's is at hand."""
-    if not _AT_HAND or _AT_HAND[0] is None or _AT_HAND[0].step is None:
+    isd = getattr(_AT_HAND, "isd", None)
+    if isd is None or isd.step is None:
         return original(*args, **kwargs)
     from vllm_idlm.v2.output import counting
 
-    return counting(original)(_AT_HAND[0], *args, **kwargs)
+    return counting(original)(isd, *args, **kwargs)
 
 
 graphs_by_width = patch(
@@ -187,10 +191,11 @@ graphs_by_width.reads("BatchExecutionDescriptor", fields=("cg_mode", "num_tokens
 )
 def _init_candidates(original, self):
     """List what to capture and, by tokens of a step, the graphs that may do for it, in ISD's way."""
-    original(self)
-    if runs_isd(self.vllm_config):
+    result = original(self)
+    if of_isd(self):
         from vllm.config import CUDAGraphMode
 
         from vllm_idlm.v2 import graphs
 
         graphs.extend(self, CUDAGraphMode.FULL)
+    return result

@@ -10,7 +10,7 @@
 The entries stand in `vllm_idlm.ledger`. Nothing here imports vLLM or torch.
 """
 
-from vllm_idlm.patching.live import install, installed, misfit, refuse_misfits, replace, require, runs_isd
+from vllm_idlm.patching.live import install, installed, left_out, misfit, of_isd, original, replace, require, runs_isd
 from vllm_idlm.patching.record import SUPPORTED, LedgerError, Patch, entries, patch
 from vllm_idlm.patching.tree import Tree, vllm_version
 
@@ -22,9 +22,11 @@ __all__ = [
     "entries",
     "install",
     "installed",
+    "left_out",
     "misfit",
+    "of_isd",
+    "original",
     "patch",
-    "refuse_misfits",
     "replace",
     "require",
     "runs_isd",

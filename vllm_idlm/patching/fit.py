@@ -63,11 +63,7 @@ def _problem(target: Target, tree: Tree) -> str | None:
 
 
 def _applies_to(target: Target, tree: Tree) -> bool:
-    """Whether the tree should have the target: it is not another version's, nor a method that its class inherits."""
-    if target.since and tree.version != "unknown":
-        from packaging.specifiers import SpecifierSet
-
-        return tree.version in SpecifierSet(target.since, prereleases=True)
+    """Whether the tree has the target to be looked at: it is not a method that its class inherits."""
     return not (target.own and not _of_its_own(target, tree))
 
 

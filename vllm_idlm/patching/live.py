@@ -24,7 +24,9 @@ from vllm_idlm.patching.tree import Tree, vllm_version
 
 log = logging.getLogger("vllm.idlm")  # below vLLM's logger, so that it is printed as vLLM's lines are
 _MARK = "__vllm_idlm_patched__"
-_MISFITS: dict[str, str] = {}  # patches that could not be applied in this process, and why
+_MISFITS: dict[str, str] = {}  # patches that do not fit, as far as this process knows, and why; they do nothing
+_ORIGINALS: dict[str, Callable] = {}  # what was wrapped in this process, by path
+_TOLD: set[str] = set()  # what was warned of in this process
 
 
 # -- applying
@@ -85,14 +87,14 @@ def _apply_all(module: ModuleType) -> None:
 
 
 def _apply(patch: Patch, module: ModuleType) -> None:
-    ready = [_replacement(target, module) for target in patch.targets if target.wrapper is not None]
+    ready = [_replacement(patch, target, module) for target in patch.targets if target.wrapper is not None]
     for owner, name, value in filter(None, ready):
         setattr(owner, name, value)
     for action in patch.actions:
         action(module)
 
 
-def _replacement(target: Target, module: ModuleType) -> tuple[Any, str, Any] | None:
+def _replacement(patch: Patch, target: Target, module: ModuleType) -> tuple[Any, str, Any] | None:
     """What is to be set where for a target that is wrapped; None for a method that its class inherits.
 
     Raises LedgerError where it is not there, or takes what the wrapper does not.
@@ -108,7 +110,8 @@ def _replacement(target: Target, module: ModuleType) -> tuple[Any, str, Any] | N
     problem = code.unfit(code.of_wrapper(target.wrapper), list(inspect.signature(original).parameters.values()))
     if problem:
         raise LedgerError(f"{target.path}: {problem}")
-    around = _around(original, target.wrapper)
+    _ORIGINALS[target.path] = original
+    around = _around(original, target.wrapper, patch.name)
     return owner, name, type(static)(around) if original is not static else around
 
 
@@ -118,14 +121,22 @@ def _attribute(owner: Any, name: str) -> Any:
     return getattr(owner, name)
 
 
-def _around(original: Callable, wrapper: Callable) -> Callable:
-    """A function that calls `wrapper` with `original` first, and passes for `original` in all else."""
+def _around(original: Callable, wrapper: Callable, name: str) -> Callable:
+    """A function that calls `wrapper` with `original` first, and passes for `original` in all else.
+
+    It is `original` once patch `name` is known not to fit.
+    """
 
     @functools.wraps(original, updated=() if isinstance(original, type) else ("__dict__",))
     def around(*args, **kwargs):
-        return wrapper(original, *args, **kwargs)
+        return original(*args, **kwargs) if name in _MISFITS else wrapper(original, *args, **kwargs)
 
     return around
+
+
+def original(path: str) -> Callable:
+    """What stood at `path` ("module:Class.method") before a patch wrapped it in this process."""
+    return _ORIGINALS[path]
 
 
 def replace(name: str, owner: Any, attribute: str, new: Callable) -> None:
@@ -139,10 +150,15 @@ def replace(name: str, owner: Any, attribute: str, new: Callable) -> None:
     present = getattr(owner, attribute, None)
     if present is None:
         raise _refusal(patch, f"{type(owner).__name__}.{attribute}: not found")
-    theirs, ours = inspect.signature(present).parameters.values(), inspect.signature(new).parameters.values()
-    if problem := code.unfit(list(ours), list(theirs)):
+    if problem := code.unfit(_parameters(new), _parameters(present)):
         raise _refusal(patch, f"{type(owner).__name__}.{attribute}: {problem}")
     setattr(owner, attribute, new)
+
+
+def _parameters(called: Callable) -> list[inspect.Parameter]:
+    """What a callable takes; of a torch module, whose `__call__` takes anything, what its `forward` does."""
+    forward = None if isinstance(called, type) or inspect.isroutine(called) else getattr(called, "forward", None)
+    return list(inspect.signature(forward or called).parameters.values())
 
 
 # -- refusing
@@ -155,36 +171,37 @@ def runs_isd(vllm_config: object) -> bool:
     return settings.runs_isd(vllm_config)
 
 
+def of_isd(owner: object) -> bool:
+    """Whether an object of vLLM's belongs to an engine that runs ISD; it need not have a configuration at all."""
+    return runs_isd(getattr(owner, "vllm_config", None))
+
+
 def misfit(*features: str) -> str | None:
-    """Why an engine or request with these features (and "isd") cannot be had in this process, None if it can.
-
-    Only what was imported so far is known; `require` looks at all of vLLM's source.
-    """
+    """Why an engine or request with these features (and "isd") cannot be had, None if it can."""
+    check()
     having = frozenset({"isd", *features})
-    for one in entries():
-        if one.name in _MISFITS and one.needed(having):
-            return str(_refusal(one, _MISFITS[one.name]))
-    return None
+    refused = next((one for one in entries() if one.name in _MISFITS and one.needed(having)), None)
+    return str(_refusal(refused, _MISFITS[refused.name])) if refused else None
 
 
-def refuse_misfits(features: Iterable[str]) -> None:
-    """Raise LedgerError if a patch that these features need could not be applied in this process; for workers."""
-    if problem := misfit(*features):
-        raise LedgerError(problem)
+def left_out(name: str) -> bool:
+    """Whether the patch does not fit, so that what it is for must do without."""
+    check()
+    return name in _MISFITS
 
 
 def require(features: Iterable[str]) -> None:
     """Raise LedgerError unless every patch fits that an engine with these features (and "isd") needs.
 
-    Warns once of code that nobody has reviewed at this version, and of missing patches that only cost time.
+    Each process of the engine asks for itself: from then on a patch that does not fit does nothing in it. Warns of code
+    that nobody has reviewed at this version, and of missing patches that only cost time; of each once.
     """
     having = frozenset({"isd", *features})
-    refuse_misfits(having)
-    found = check()
+    if problem := misfit(*having):
+        raise LedgerError(problem)
     for one in entries():
-        if found[one.name].kind == fit.MISFIT and one.needed(having):
-            raise _refusal(one, "; ".join(found[one.name].details))
-    _warn(tuple((name, state) for name, state in found.items() if entry(name).needs <= having))
+        if one.needs <= having or one.needs == {"grammar"}:  # any request may come with a grammar
+            _warn(one, check()[one.name])
 
 
 def check(imports: bool = False) -> dict[str, fit.State]:
@@ -192,15 +209,13 @@ def check(imports: bool = False) -> dict[str, fit.State]:
 
     imports: import every module that is patched first, so that every patch is applied (or is seen not to be).
     """
-    tree = _installed()
-    if tree is None:
-        raise LedgerError(
-            f"the source files of vLLM {vllm_version()} are not found: vllm-idlm checks its patches on them"
-        )
-    found = {one.name: fit.state(one, tree) for one in entries()} if imports else dict(_states(tree))
     if imports:
         for one in entries():
             _import(one)
+    found = dict(_states())
+    for name, state in found.items():
+        if state.kind == fit.MISFIT:
+            _MISFITS.setdefault(name, "; ".join(state.details))
     return found | {name: fit.State(fit.MISFIT, (why,)) for name, why in _MISFITS.items() if name in found}
 
 
@@ -217,27 +232,28 @@ def _import(patch: Patch) -> None:
 
 
 @functools.cache
-def _installed() -> Tree | None:
-    return Tree.installed()
-
-
-@functools.cache
-def _states(tree: Tree) -> tuple[tuple[str, fit.State], ...]:
+def _states() -> tuple[tuple[str, fit.State], ...]:
+    """The patches' states by the installed vLLM's source, which is read once a process and not kept."""
+    tree = Tree.installed()
+    if tree is None:
+        raise LedgerError(
+            f"the source files of vLLM {vllm_version()} are not found: vllm-idlm checks its patches on them. Fix: "
+            "install vLLM as an ordinary wheel, or set VLLM_PLUGINS='' to start vLLM without this plugin"
+        )
     return tuple((one.name, fit.state(one, tree)) for one in entries())
 
 
-@functools.cache
-def _warn(states: tuple[tuple[str, fit.State], ...]) -> None:
-    changed = sorted({path for _, state in states if state.kind == fit.UNREVIEWED for path in state.details})
-    if changed:
+def _warn(patch: Patch, state: fit.State) -> None:
+    news = [detail for detail in state.details if detail not in _TOLD]
+    _TOLD.update(news)
+    if state.kind == fit.UNREVIEWED and news:
         log.warning(
             "ISD: vLLM %s has changed code that vllm-idlm relies on and nobody has reviewed: %s. It still fits, and is "
-            "used; `idlm doctor --engine` compares the engine with plain decoding", vllm_version(), ", ".join(changed),
+            "used; `idlm doctor --engine` compares the engine with plain decoding", vllm_version(), ", ".join(news),
         )  # fmt: skip
-    for name, state in states:
-        if state.kind == fit.MISFIT:
-            log.warning("ISD: patch %s does not fit vLLM %s and is left out (%s): %s", name, vllm_version(),
-                        entry(name).what, "; ".join(state.details))  # fmt: skip
+    elif state.kind == fit.MISFIT and news:
+        log.warning("ISD: patch %s does not fit vLLM %s and does nothing (%s): %s", patch.name, vllm_version(),
+                    patch.what, "; ".join(news))  # fmt: skip
 
 
 def _refusal(patch: Patch, problem: str) -> LedgerError:

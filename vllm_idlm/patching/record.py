@@ -39,7 +39,6 @@ class Target:
     fields: tuple[str, ...] = ()  # attributes that the class sets on itself
     wrapper: Callable | None = None  # what takes the function's place: called with the function first
     own: bool = False  # a method that the class may have of its own, else it is its parent's and not wrapped
-    since: str = ""  # versions that have it at all, as in SUPPORTED; "" for all
 
     @property
     def module(self) -> str:
@@ -79,12 +78,10 @@ class Patch:
 
         return enter
 
-    def reads(
-        self, path: str, *takes: str, holds: Iterable[str] = (), fields: Iterable[str] = (), since: str = ""
-    ) -> None:
+    def reads(self, path: str, *takes: str, holds: Iterable[str] = (), fields: Iterable[str] = ()) -> None:
         """Enter something that the patch relies on without replacing it; a `path` without module is the patch's."""
         whole = path if ":" in path else f"{self.module}:{path}"
-        self.targets.append(Target(whole, takes, tuple(holds), tuple(fields), since=since))
+        self.targets.append(Target(whole, takes, tuple(holds), tuple(fields)))
 
     def applies(self, action: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
         """Enter the decorated function as something to be done with the module once it is imported."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib.util
 import re
 import sys
@@ -50,6 +49,7 @@ class Tree:
         """place: a folder that holds `vllm/`, or a wheel. Raises TreeError where it does not."""
         self.place = Path(place)
         self._modules: dict[str, Module | None] = {}
+        self._imported: dict[str, dict[str, list[tuple[str, str]]]] = {}  # by module: see `_imports`
         self._wheel = zipfile.ZipFile(self.place) if self.place.is_file() and zipfile.is_zipfile(self.place) else None
         self._names = frozenset(self._wheel.namelist()) if self._wheel else frozenset()
         if self._read("vllm/__init__.py") is None:
@@ -74,7 +74,8 @@ class Tree:
             names = [name for name in self._names if name.endswith(".dist-info/METADATA")]
             found = re.search(r"^Version: (\S+)", self._wheel.read(names[0]).decode(), re.MULTILINE) if names else None
             return _public(found.group(1)) if found else "unknown"
-        return _public(_version([str(self.place)]) or "unknown")
+        here = self.place == _folder()  # whose metadata may lie elsewhere
+        return _public(vllm_version() if here else _version([str(self.place)]) or "unknown")
 
     def module(self, name: str) -> Module | None:
         """The module called `name`, None if the tree has none."""
@@ -119,7 +120,9 @@ class Tree:
         node = _defined(source.ast.body, name)
         if node is not None:
             return Definition(source, node)
-        for found, original in _imports(source).get(name, []):
+        if module not in self._imported:
+            self._imported[module] = _imports(source)
+        for found, original in self._imported[module].get(name, []):
             elsewhere = self._at_the_top(found, original, depth + 1)
             if elsewhere is not None:
                 return elsewhere
@@ -160,7 +163,6 @@ def _defined(body: list[ast.stmt], name: str) -> ast.AST | None:
     return found
 
 
-@functools.cache
 def _imports(source: Module) -> dict[str, list[tuple[str, str]]]:
     """By name: the modules, and names in them, that the file imports under it, within functions too."""
     parts = source.name.split(".") + (["__init__"] if source.package else [])

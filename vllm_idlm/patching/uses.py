@@ -11,8 +11,6 @@ from vllm_idlm.patching import code
 from vllm_idlm.patching.tree import Tree
 
 PACKAGE = Path(__file__).parent.parent
-# Imported only by the versions that have them, behind a condition of ours.
-_CONDITIONAL: frozenset[str] = frozenset()
 
 
 def sources(root: Path = PACKAGE) -> list[Path]:
@@ -28,7 +26,7 @@ def problems(tree: Tree, files: list[Path] | None = None) -> list[str]:
         module = ast.parse(file.read_text(encoding="utf-8"))
         imported = dict(_imports(module))
         for name, (line, path) in imported.items():
-            if path not in _CONDITIONAL and not _exists(tree, path):
+            if not _exists(tree, path):
                 found.append(f"{file.name}:{line}: {path} is imported as {name} and does not exist")
         found += [f"{file.name}:{line}: {words}" for line, words in _calls(tree, module, imported)]
     return found

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vllm_idlm import patching
 from vllm_idlm.settings import KEY, ISDSettings
 
 log = logging.getLogger("vllm.idlm")
@@ -23,6 +24,8 @@ log = logging.getLogger("vllm.idlm")
 
 def wanted(settings: ISDSettings) -> bool:
     """Whether an engine with these settings comes to steps without mask slots, other than by requests that opt out."""
+    if patching.left_out("object-v1-second-graph"):
+        return False
     return settings.coverage == "auto" or any(stride == 1 for *_, stride in settings.schedule or [])
 
 

@@ -40,8 +40,6 @@ NOTHING = Drawn([], None, ())
 class ISDProposer(EngineState):
     """One engine's ISD state: the settings, the record of each request, the rows of the step at hand."""
 
-    model_runner = "v1"
-
     def __init__(self, vllm_config: Any) -> None:
         super().__init__(vllm_config)
         self.records = Records()

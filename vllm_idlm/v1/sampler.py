@@ -41,15 +41,15 @@ class ISDSampler(nn.Module):
         self._logits: torch.Tensor | None = None  # of the last forward, for the proposals
         self._mask_rows: list[np.ndarray] = []  # per request, its mask rows in those logits
 
-    def forward(self, metadata: Any, draft_probs: Any, logits: torch.Tensor, sampling: Any) -> SamplerOutput:
+    def forward(self, metadata: Any, draft_probs: Any, logits: torch.Tensor, sampling_metadata: Any) -> SamplerOutput:
         """Verify the drafts of every request of the batch.
 
         metadata: vLLM's SpecDecodeMetadata; logits: [sum(slots + 1), vocab], the rows of each request consecutive;
-        sampling: SamplingMetadata. Returns sampled_token_ids [num_reqs, most drafts + 1] int32, -1 where nothing was
+        sampling_metadata: vLLM's. Returns sampled_token_ids [num_reqs, most drafts + 1] int32, -1 where nothing was
         emitted. `draft_probs` is vLLM's and always None here: q is in the rows' own records.
         """
         with self.isd.stats.timed():
-            return self._forward(metadata, logits, sampling)
+            return self._forward(metadata, logits, sampling_metadata)
 
     def _forward(self, metadata: Any, logits: torch.Tensor, sampling: Any) -> SamplerOutput:
         if not any(metadata.num_draft_tokens) and not sampling.generators:  # one row a request: plain decoding

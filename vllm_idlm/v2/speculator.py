@@ -47,7 +47,6 @@ class ISDSpeculator(EngineState, BaseSpeculator):
     """One engine's ISD state on the device. Its attributes are by request slot (R = max_num_seqs)."""
 
     supports_mm_inputs = False
-    model_runner = "v2"
 
     def __init__(self, vllm_config: Any, device: torch.device, req_states: Any) -> None:
         super().__init__(vllm_config)
