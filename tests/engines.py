@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 from collections import OrderedDict
 from collections.abc import Callable
@@ -73,6 +74,11 @@ def preemptions(llm: Any) -> list[str]:
 
     scheduler._preempt_request = preempt
     return preempted
+
+
+def python_path(folder: Any) -> str:
+    """A PYTHONPATH of this folder before what is on it already (`make test-next` has a vLLM there)."""
+    return os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
 
 
 def in_a_process(command: list[str], env: dict[str, str]) -> Any:

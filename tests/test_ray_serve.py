@@ -133,7 +133,7 @@ def test_the_toy_config_serves_and_comes_back(smol, tmp_path):
 
     from vllm import SamplingParams
 
-    from tests.engines import engine
+    from tests.engines import engine, python_path
     from tests.servers import one_called, serving
 
     script = tmp_path / "app.py"
@@ -141,7 +141,7 @@ def test_the_toy_config_serves_and_comes_back(smol, tmp_path):
     chat = [{"role": "user", "content": "What is the capital of France?"}]
     body = {"model": "smollm2-135m-risd", "messages": chat, "temperature": 0, "max_tokens": 24}
     command = [sys.executable, str(script), json.dumps(config("serve-smollm2.yaml"))]
-    environment = {"PYTHONPATH": str(CONFIGS.parent.parent), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    environment = {"PYTHONPATH": python_path(CONFIGS.parent.parent), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with serving(command, tmp_path / "log", "/v1/models", 900, **environment) as (process, client):
 
         def ask(tokens=24):

@@ -133,6 +133,7 @@ def _pvalue(folders, options: dict, samples: int, **settings) -> float:
         ("penalties", {"coverage": "all", "verify": "block"}),
         ("t=1", {"coverage": "auto"}),
     ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value.values()) or "last",
 )
 def test_sampled_equals_plain(folders, name, settings):
     assert _pvalue(folders, OPTIONS[name], 20_000, **settings) > ALPHA

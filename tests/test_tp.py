@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
-from tests.engines import in_a_process
+from tests.engines import in_a_process, python_path
 from tests.tp_script import PROMPTS
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1200)]
@@ -25,7 +25,7 @@ def found(ranks=1, backend=None, **options):
     cores = os.cpu_count() or 1
     bind = "|".join(str(rank % cores) for rank in range(ranks)) if cores > 1 else "nobind"
     env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": bind, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    env["PYTHONPATH"] = str(ROOT)
+    env["PYTHONPATH"] = python_path(ROOT)
     if ranks > 1:
         options |= {"tensor_parallel_size": ranks, "distributed_executor_backend": backend}
     given = {

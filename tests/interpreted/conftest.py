@@ -38,7 +38,10 @@ def _top_k_top_p_in_torch():
     """vLLM's Triton kernel for top-k and top-p does not run under the interpreter; its own torch form does."""
     from vllm.v1.sample.ops import topk_topp_sampler as ops
 
-    ops.apply_top_k_top_p_triton = ops.apply_top_k_top_p_pytorch
+    def apply_top_k_top_p(logits, k, p, **_):
+        return ops.apply_top_k_top_p_pytorch(logits, k, p)
+
+    ops.apply_top_k_top_p_triton = apply_top_k_top_p
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -50,12 +53,21 @@ def _grammar_bitmask_in_numpy():
 
     def apply_grammar_bitmask(self, logits, input_batch, grammar_req_ids, grammar_bitmask):
         starts = input_batch.cu_num_logits_np
-        layout = starts, input_batch.num_draft_tokens_per_req, self.num_bonus_tokens, self.mask_stride
-        mapping = module._build_grammar_mapping(input_batch.req_ids, grammar_req_ids, *layout)
-        for bits, entry in zip(grammar_bitmask, mapping, strict=True):
+        for bits, entry in zip(grammar_bitmask, _bitmask_rows(self, input_batch, grammar_req_ids), strict=True):
             request, place = divmod(entry, self.mask_stride)
             if place < starts[request + 1] - starts[request]:
                 allowed = np.unpackbits(bits.view(np.uint8), bitorder="little")[: logits.shape[1]]
                 logits[starts[request] + place, torch.from_numpy(allowed == 0)] = float("-inf")
 
     module.StructuredOutputsWorker.apply_grammar_bitmask = apply_grammar_bitmask
+
+
+def _bitmask_rows(worker, input_batch, grammar_req_ids):
+    """What a grammar's bitmask has rows for: request * mask_stride + place, for every place in vLLM 0.33."""
+    from vllm.v1.worker.gpu import structured_outputs as module
+
+    if hasattr(module, "_build_grammar_mapping"):  # 0.32: for those places that the scheduler gave the request
+        layout = input_batch.cu_num_logits_np, input_batch.num_draft_tokens_per_req, worker.num_bonus_tokens
+        return module._build_grammar_mapping(input_batch.req_ids, grammar_req_ids, *layout, worker.mask_stride)
+    firsts = [input_batch.req_ids.index(request) * worker.mask_stride for request in grammar_req_ids]
+    return [first + place for first in firsts for place in range(worker.mask_stride)]

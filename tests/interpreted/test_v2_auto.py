@@ -13,7 +13,7 @@ from vllm_idlm.proposers.coverage import Choice
 from vllm_idlm.proposers.estimates import Acceptance, Cost
 
 import vllm_idlm.v2.pace as pace_module
-from tests.engines import stats, tokens, told
+from tests.engines import python_path, stats, tokens, told
 from tests.interpreted.test_v2_engine import PROMPTS, ask, folders, plain, start
 
 pytestmark = pytest.mark.vllm
@@ -133,7 +133,8 @@ def test_an_engine_in_a_spawned_process_has_its_measurements(folders, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(_SPAWNED)
     more = {"VLLM_WORKER_MULTIPROCESSING_METHOD": "spawn", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    env = {**os.environ, **more, "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": os.getcwd(), "VLLM_LOGGING_LEVEL": "INFO"}
+    more |= {"TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": python_path(os.getcwd()), "VLLM_LOGGING_LEVEL": "INFO"}
+    env = {**os.environ, **more}
     done = subprocess.run([sys.executable, str(script), *folders], env=env, capture_output=True, text=True, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said[-3000:]

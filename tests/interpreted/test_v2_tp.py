@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests import tiny
-from tests.engines import in_a_process
+from tests.engines import in_a_process, python_path
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -45,7 +45,8 @@ def answers(script, model, **options):
     given = json.dumps({"model": model, "options": options, "prompts": PROMPTS})
     ranks = "0|1" if options.get("tensor_parallel_size", 1) > 1 and (os.cpu_count() or 1) > 1 else "nobind"
     # The compiler would look for a real Triton behind the interpreter's stand-in.
-    env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": ranks, "TORCHDYNAMO_DISABLE": "1", "PYTHONPATH": os.getcwd()}
+    env = {**os.environ, "VLLM_CPU_OMP_THREADS_BIND": ranks, "TORCHDYNAMO_DISABLE": "1"}
+    env["PYTHONPATH"] = python_path(os.getcwd())
     script.write_text(_SCRIPT)  # a file: workers import it again, and with it the stand-in
     return in_a_process([sys.executable, str(script), given], env)
 
