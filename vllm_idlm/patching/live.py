@@ -199,9 +199,9 @@ def require(features: Iterable[str]) -> None:
     having = frozenset({"isd", *features})
     if problem := misfit(*having):
         raise LedgerError(problem)
-    for one in entries():
-        if one.needs <= having or one.needs == {"grammar"}:  # any request may come with a grammar
-            _warn(one, check()[one.name])
+    states = check()
+    having |= {"grammar"}  # any request may come with one
+    _warn([(one, states[one.name]) for one in entries() if one.needs <= having])
 
 
 def check(imports: bool = False) -> dict[str, fit.State]:
@@ -243,17 +243,20 @@ def _states() -> tuple[tuple[str, fit.State], ...]:
     return tuple((one.name, fit.state(one, tree)) for one in entries())
 
 
-def _warn(patch: Patch, state: fit.State) -> None:
-    news = [detail for detail in state.details if detail not in _TOLD]
-    _TOLD.update(news)
-    if state.kind == fit.UNREVIEWED and news:
+def _warn(patches: list[tuple[Patch, fit.State]]) -> None:
+    """Say what of the patches' states was not said before in this process."""
+    changed = {path for _, state in patches if state.kind == fit.UNREVIEWED for path in state.details} - _TOLD
+    if changed:
         log.warning(
             "ISD: vLLM %s has changed code that vllm-idlm relies on and nobody has reviewed: %s. It still fits, and is "
-            "used; `idlm doctor --engine` compares the engine with plain decoding", vllm_version(), ", ".join(news),
+            "used; `idlm doctor --engine` compares the engine with plain decoding",
+            vllm_version(), ", ".join(sorted(changed)),
         )  # fmt: skip
-    elif state.kind == fit.MISFIT and news:
-        log.warning("ISD: patch %s does not fit vLLM %s and does nothing (%s): %s", patch.name, vllm_version(),
-                    patch.what, "; ".join(news))  # fmt: skip
+    for patch, state in patches:
+        if state.kind == fit.MISFIT and patch.name not in _TOLD:
+            log.warning("ISD: patch %s does not fit vLLM %s and does nothing (%s): %s", patch.name, vllm_version(),
+                        patch.what, "; ".join(state.details))  # fmt: skip
+    _TOLD.update(changed, (patch.name for patch, state in patches if state.kind == fit.MISFIT))
 
 
 def _refusal(patch: Patch, problem: str) -> LedgerError:
