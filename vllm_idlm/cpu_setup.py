@@ -127,7 +127,12 @@ def set_up(folder: Path, force: bool) -> None:
     if environment.ready() and not force:
         return
     environment.stamp.unlink(missing_ok=True)
-    steps = environment.steps()
+    go_through(environment.steps())
+    environment.stamp.write_text(stamp())
+
+
+def go_through(steps: list[tuple[str, Callable[[], object]]]) -> None:
+    """Do the steps in order, with a line each: its words, and the seconds it took. Raises what a step raises."""
     for number, (words, action) in enumerate(steps, start=1):
         print(f"[{number}/{len(steps)}] {words} ...", end="", flush=True)
         began = time.monotonic()
@@ -137,7 +142,6 @@ def set_up(folder: Path, force: bool) -> None:
             print(" failed", flush=True)
             raise
         print(f" {time.monotonic() - began:.0f} s", flush=True)
-    environment.stamp.write_text(stamp())
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def parameters(node: ast.AST) -> list[inspect.Parameter]:
-    """The parameters of a function definition, in order."""
+    """Return the parameters of a function definition, in order."""
     arguments = node.args
     plain = [*arguments.posonlyargs, *arguments.args]
     required = len(plain) - len(arguments.defaults)
@@ -32,12 +32,12 @@ def _parameter(name: str, kind, has_default: bool) -> inspect.Parameter:
 
 
 def of_wrapper(wrapper: Callable) -> list[inspect.Parameter]:
-    """The parameters of a wrapper behind the first, which is the function that it wraps."""
+    """Return the parameters of a wrapper behind the first, which is the function that it wraps."""
     return list(inspect.signature(wrapper).parameters.values())[1:]
 
 
 def unfit(ours: Sequence[inspect.Parameter], theirs: Sequence[inspect.Parameter]) -> str | None:
-    """Why a function with parameters `ours` cannot take the place of one with `theirs`, None if it can.
+    """Say why a function with parameters `ours` cannot take the place of one with `theirs`; None if it can.
 
     Every call that theirs takes, by place or by name, must mean the same to ours.
     """
@@ -70,7 +70,7 @@ def unfit(ours: Sequence[inspect.Parameter], theirs: Sequence[inspect.Parameter]
 
 
 def missing(takes: Sequence[str], theirs: Sequence[inspect.Parameter]) -> str | None:
-    """Why a function does not take `takes` in that order among its parameters, None if it does."""
+    """Say why a function does not take `takes` in that order among its parameters; None if it does."""
     names = [p.name for p in theirs]
     if [name for name in names if name in takes] == list(takes):
         return None
@@ -78,7 +78,7 @@ def missing(takes: Sequence[str], theirs: Sequence[inspect.Parameter]) -> str | 
 
 
 def attributes(node: ast.AST) -> set[str]:
-    """The names that a class defines, annotates, or sets on `self` or on the class in its methods."""
+    """Return the names that a class defines, annotates, or sets on `self` or on the class in its methods."""
     found: set[str] = set()
     for part in ast.walk(node):
         if isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store) and isinstance(part.value, ast.Name):
@@ -94,12 +94,12 @@ def attributes(node: ast.AST) -> set[str]:
 
 
 def fingerprint(node: ast.AST) -> str:
-    """12 hexadecimal digits that change when the code does, but not with layout, comments or docstrings."""
+    """Return 12 hexadecimal digits that change when the code does, but not with layout, comments or docstrings."""
     return hashlib.sha256(_canonical(node).encode()).hexdigest()[:12]
 
 
 def plain_text(node: ast.AST) -> str:
-    """The code as `ast` writes it, without comments and docstrings: for comparing two versions by eye."""
+    """Return the code as `ast` writes it, without comments and docstrings: for comparing two versions by eye."""
     copy = ast.parse(ast.unparse(node))
     for part in ast.walk(copy):
         if isinstance(part, Function | ast.ClassDef):

@@ -29,7 +29,7 @@ class State:
 
 
 def state(patch: Patch, tree: Tree) -> State:
-    """What becomes of a patch on that tree."""
+    """Tell what becomes of a patch on that tree."""
     problems = tuple(problem for target in patch.targets if (problem := _problem(target, tree)))
     if problems:
         return State(MISFIT, problems)
@@ -38,7 +38,7 @@ def state(patch: Patch, tree: Tree) -> State:
 
 
 def states(patches: Iterable[Patch], tree: Tree) -> dict[str, State]:
-    """`state` of each, by name."""
+    """Tell the `state` of each, by name."""
     return {patch.name: state(patch, tree) for patch in patches}
 
 
@@ -104,12 +104,12 @@ def _mark(target: Target, tree: Tree) -> str | None:
 
 
 def marks(patches: Iterable[Patch], tree: Tree) -> dict[str, str]:
-    """The fingerprints of all that the patches rely on, by path: what a review of that tree enters."""
+    """Return the fingerprints of all that the patches rely on, by path: what a review of that tree enters."""
     found = {target.path: _mark(target, tree) for patch in patches for target in patch.targets}
     return {path: mark for path, mark in sorted(found.items()) if mark is not None}
 
 
 @functools.cache
 def reviewed() -> dict[str, dict[str, str]]:
-    """Fingerprints of the reviewed code, by vLLM version and path."""
+    """Return the fingerprints of the reviewed code, by vLLM version and path."""
     return json.loads(REVIEWED.read_text(encoding="utf-8")) if REVIEWED.is_file() else {}

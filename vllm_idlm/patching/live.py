@@ -135,7 +135,7 @@ def _around(original: Callable, wrapper: Callable, name: str) -> Callable:
 
 
 def original(path: str) -> Callable:
-    """What stood at `path` ("module:Class.method") before a patch wrapped it in this process."""
+    """Return what stood at `path` ("module:Class.method") before a patch wrapped it in this process."""
     return _ORIGINALS[path]
 
 
@@ -177,7 +177,7 @@ def of_isd(owner: object) -> bool:
 
 
 def misfit(*features: str) -> str | None:
-    """Why an engine or request with these features (and "isd") cannot be had, None if it can."""
+    """Say why an engine or request with these features (and "isd") cannot be had; None if it can."""
     check()
     having = frozenset({"isd", *features})
     refused = next((one for one in entries() if one.name in _MISFITS and one.needed(having)), None)
@@ -185,7 +185,7 @@ def misfit(*features: str) -> str | None:
 
 
 def left_out(name: str) -> bool:
-    """Whether the patch does not fit, so that what it is for must do without."""
+    """Tell whether the patch does not fit, so that the code it serves must do without it."""
     check()
     return name in _MISFITS
 
@@ -205,7 +205,7 @@ def require(features: Iterable[str]) -> None:
 
 
 def check(imports: bool = False) -> dict[str, fit.State]:
-    """What becomes of each patch on the installed vLLM, by its source and by what was applied in this process.
+    """Tell what becomes of each patch on the installed vLLM, by its source and by what was applied in this process.
 
     imports: import every module that is patched first, so that every patch is applied (or is seen not to be).
     """

@@ -119,17 +119,17 @@ def patch(name: str, module: str, *needs: str, what: str, why: str, removed_by: 
 
 
 def entries() -> list[Patch]:
-    """Every patch of the ledger, in the order of entry."""
+    """Return every patch of the ledger, in the order of entry."""
     return list(_PATCHES.values())
 
 
 def entry(name: str) -> Patch:
-    """The patch called `name`."""
+    """Return the patch called `name`."""
     return _PATCHES[name]
 
 
 def targets(patches: Iterable[Patch]) -> dict[str, list[tuple[Patch, Target]]]:
-    """What the patches rely on, by path: who relies on it, and how."""
+    """Return what the patches rely on, by path: who relies on it, and how."""
     by_path: dict[str, list[tuple[Patch, Any]]] = {}
     for one in patches:
         for target in one.targets:

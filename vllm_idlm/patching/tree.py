@@ -78,7 +78,7 @@ class Tree:
         return _public(vllm_version() if here else _version([str(self.place)]) or "unknown")
 
     def module(self, name: str) -> Module | None:
-        """The module called `name`, None if the tree has none."""
+        """Return the module called `name`; None if the tree has none."""
         if name not in self._modules:
             path = name.replace(".", "/")
             plain, package = self._read(f"{path}.py"), self._read(f"{path}/__init__.py")
@@ -92,7 +92,7 @@ class Tree:
         return any(n.startswith(path) for n in self._names) if self._wheel else (self.place / path).is_dir()
 
     def find(self, path: str) -> Definition | None:
-        """What `path` ("module:name", "module:Class.attribute") stands for, by imports and parent classes."""
+        """Look up what `path` ("module:name", "module:Class.attribute") stands for, by imports and parent classes."""
         module, _, name = path.partition(":")
         if self.module(module) is None:
             return None
@@ -101,7 +101,7 @@ class Tree:
         return self._member(found, rest, 0) if found is not None and rest else found
 
     def parents(self, found: Definition) -> list[Definition]:
-        """The classes that a class derives from, as far as the tree has them, each once, nearest first."""
+        """Return the classes that a class derives from, as far as the tree has them, each once, nearest first."""
         seen: list[Definition] = []
         for base in self._bases(found):
             seen += [one for one in (base, *self.parents(base)) if one not in seen]
@@ -195,7 +195,7 @@ def _public(version: str) -> str:
 
 
 def vllm_version() -> str:
-    """The version of the vLLM that Python would import, whatever its wheel is called ("unknown" if there is none)."""
+    """Return the version of the vLLM that Python would import, whatever its wheel is called; "unknown" without one."""
     folder = _folder()
     # An editable vLLM has its metadata elsewhere.
     return (folder and _version([str(folder)])) or _version(sys.path) or "unknown"

@@ -20,7 +20,7 @@ def sources(root: Path = PACKAGE) -> list[Path]:
 
 
 def problems(tree: Tree, files: list[Path] | None = None) -> list[str]:
-    """What of vLLM the files import or call in a way that the tree does not have, a line each."""
+    """List what of vLLM the files import or call in a way that the tree does not have, a line each."""
     found: list[str] = []
     for file in sources() if files is None else files:
         module = ast.parse(file.read_text(encoding="utf-8"))
