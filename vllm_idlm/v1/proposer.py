@@ -196,8 +196,8 @@ class ISDProposer(EngineState):
         ]
 
     def _scripted(self, request: str, drawn: Drawn) -> Drawn:
-        place = self.runner.requests[request].num_tokens
-        return Drawn(self.forced.ahead(request, place, drawn.drafts), None, drawn.confidence)
+        drafts = self.forced.ahead(request, self.runner.requests[request].num_tokens, drawn.drafts)
+        return drawn if drafts == drawn.drafts else Drawn(drafts, None, drawn.confidence)
 
     def _next_slots(self, request: str, drawn: Drawn, masks: int) -> list[int]:
         state = self.runner.requests[request]
