@@ -68,3 +68,11 @@ def adapter() -> str:
     from vllm_idlm import zoo
 
     return zoo.load("smollm2-135m-risd").lora_path()
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> Path:
+    """A folder with a base model that knows the songs, and samples; nobody writes to it."""
+    from tests.support import songs
+
+    return songs.write_world(tmp_path_factory.mktemp("songs"))

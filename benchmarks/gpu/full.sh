@@ -33,7 +33,7 @@ start() {  # plainly: vLLM sizes its cache by itself, and profiles its graphs' m
 }
 
 runner_v1() {
-  VLLM_USE_V2_MODEL_RUNNER=0 python -m pytest tests/test_forwards.py tests/test_sampled.py -q
+  VLLM_USE_V2_MODEL_RUNNER=0 python -m pytest tests/engine/test_proposer.py tests/engine/test_sampler.py -q
 }
 
 overhead() {  # a forward at the shape of Qwen3-8B, dummy weights, drafts accepted at a given rate; two engines at a time

@@ -25,7 +25,7 @@ Case = tuple[str, Callable[[], dict[str, Any]]]
 def interpret() -> None:
     """Let Triton run kernels by its interpreter; before vLLM and Triton are imported."""
     os.environ["TRITON_INTERPRET"] = "1"
-    from tests import triton_stand_in  # noqa: F401
+    from tests.support import triton_stand_in  # noqa: F401
 
     # isort: split
     from vllm.lora.ops.triton_ops import lora_shrink_op

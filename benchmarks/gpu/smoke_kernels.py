@@ -15,9 +15,9 @@ import jobs  # noqa: F401 (makes `tests` importable)
 import torch
 import vllm.triton_utils  # noqa: F401 (before the kernels: it decides whether there is Triton)
 
-from tests import test_lora_rows, test_tail
-from tests.interpreted import test_draft_and_gate as drafting
-from tests.interpreted import test_verify_rows as verifying
+from tests.interpreted import test_draft as drafting
+from tests.interpreted import test_verify as verifying
+from tests.unit.kernels import test_lora, test_tail
 
 SHARE = 0.98  # of sampled rows that must be the oracle's
 TOLERANCE = 1e-2  # of a result in half precision, relative
@@ -133,7 +133,7 @@ def tail_in_a_graph() -> dict[str, Any]:
     from vllm_idlm.kernels.tail import naive
     from vllm_idlm.kernels.tail.triton import tail_attention
 
-    from tests import test_device_plan as host
+    from tests.unit import test_tail as host
     from vllm_idlm.tail import DevicePlan, plan, views
 
     draw = torch.Generator().manual_seed(0)
@@ -177,7 +177,7 @@ def lora_in_a_graph(shape: str, dtype: torch.dtype) -> dict[str, Any]:
 
     from vllm_idlm.v2.lora import fill_kernel_meta
 
-    y, x, _, a, b, widths = test_lora_rows.make(shape, 14, dtype, slots=2)
+    y, x, _, a, b, widths = test_lora.make(shape, 14, dtype, slots=2)
     meta, mapping = LoRAKernelMeta.make(2, 64, _device), torch.ones(14, dtype=torch.int64, device=_device)
     rank, into, moved = a[0].shape[2], y.to(_device, copy=True), x.to(_device)
     down, up = ([w.to(_device) for w in ws] for ws in (a, b))

@@ -14,7 +14,7 @@ if "vllm" in sys.modules or "triton" in sys.modules:
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
 
-from tests import triton_stand_in  # noqa: F401
+from tests.support import triton_stand_in  # noqa: F401
 
 
 def _log1p(x, *args, **kwargs):
@@ -30,7 +30,31 @@ from triton.language.extra import libdevice  # noqa: E402
 
 libdevice.log1p = _log1p
 
+import inspect  # noqa: E402
+
 import pytest  # noqa: E402
+
+
+def _remember_builtins() -> None:
+    """Have the interpreter look for the language's builtins once, not at every call of a kernel or device function."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    places = (tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base)
+    known = {
+        place: [(name, member) for name, member in inspect.getmembers(place) if tl.core.is_builtin(member)]
+        for place in places
+    }
+
+    def _patch_builtin(place, builder, scope):
+        for name, member in known[place]:
+            if getattr(place, name) is member:  # else a call around this one has replaced it
+                interpreter._patch_attr(place, name, member, builder, scope)
+
+    interpreter._patch_builtin = _patch_builtin
+
+
+_remember_builtins()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,40 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from tests import tiny
-from tests.engines import engine, isd
-from vllm_idlm.cli import _canary, canary
-from vllm_idlm.cli._canary import AS_THEY_ARE, RIGHT, WRONG, Case, Found
+from tests.support.canaries import start, verdict
+from vllm_idlm.cli import canary
+from vllm_idlm.cli._canary import AS_THEY_ARE, RIGHT, WRONG
 
 pytestmark = pytest.mark.vllm
-BATCHES = [[[3, 7, 11, 2], [5, 5, 9] * 15, [13]], [[40, 2, 40, 2, 40]]]
-OPTIONS = {"skip_tokenizer_init": True, "max_model_len": 128, "max_num_seqs": 3, "max_num_batched_tokens": 256}
-MASK = 1
 
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    """Plain decoding's Found, and an ISD engine with a draft adapter and asynchronous scheduling."""
-    root = tmp_path_factory.mktemp("canary")
-    model = tiny.write_tiny(root / "model", vocab=48)
-    plain = engine(str(model), **OPTIONS)
-    answers = _canary.ask(plain, BATCHES, 33)
-    found = Found(BATCHES, [spelt(Case("plain", answers, 0.0))], _canary.machine(plain.llm_engine.vllm_config))
-    config = isd(mask_token_id=MASK, lora=str(tiny.write_adapter(root / "draft", model, scale=0.5)), coverage="all")
-    return found, engine(str(model), speculative_config=config, async_scheduling=True, **OPTIONS)
-
-
-def spelt(case):
-    case.pieces = [[str(t) for t in ids] for ids in case.answers]
-    return case
-
-
-def verdict(started, *names):
-    plain, llm = started
-    reference = plain.cases[0].answers
-    cases = [spelt(_canary.compare(llm, name, BATCHES, reference, MASK)) for name in names]
-    found = Found(BATCHES, cases, _canary.machine(llm.llm_engine.vllm_config))
-    return canary.judge(plain, found), found
+    """With asynchronous scheduling."""
+    return start(tmp_path_factory.mktemp("canary"), async_scheduling=True)
 
 
 def test_a_sound_engine_passes(started):
