@@ -51,6 +51,8 @@ def one(entry: dict[str, Any], store: Path, site: Path) -> str:
     data = lzma.decompress(packed)  # other blobs go on meanwhile: it lets go of the interpreter's lock
     if entry["kind"] == "tar":
         with tarfile.open(fileobj=io.BytesIO(data)) as content:
+            for member in content.getmembers():  # tarfile fails where another blob makes the same folder meanwhile
+                (site / member.name).parent.mkdir(parents=True, exist_ok=True)
             content.extractall(site, filter="data")
         data = b""
     write(store / name, data)

@@ -248,6 +248,7 @@ def test_schedule_and_opt_out(smol, adapter):
     assert max(len(f["drafts"]) for f in other) == 3
 
 
+@pytest.mark.slow  # the tiny models' adapters are all random
 def test_a_random_adapter_changes_no_text(smol, adapter, tmp_path):
     """The quality of the draft adapter decides speed alone: noise in its place gives the same answers, slower."""
     from tests.support import tiny

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
 import io
 import json
+import lzma
 import os
 import re
 import shutil
@@ -577,6 +579,27 @@ def test_a_kit_comes_out_bit_for_bit_part_by_part(folder, tree):
     assert "unpacked" not in unpack(folder, kit)
     subprocess.run(["bash", str(FOLDER / "stage.sh"), str(tree), "--undo"], check=True, capture_output=True)
     assert (tree / blobs.ADAPTER).read_bytes() == weights
+
+
+def test_blobs_that_make_the_same_folder_at_once_are_unpacked(folder, monkeypatch):
+    """As if another had made it between tarfile's look and its own attempt."""
+    import unpack as script_of_the_kit
+
+    def too_late(*_):
+        raise FileExistsError("another blob's thread was quicker")
+
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("shared/deep/file.py"), io.BytesIO())
+    data = lzma.compress(packed.getvalue())
+    (folder / "p0").mkdir()
+    (folder / "p0" / "b.xz").write_bytes(data)
+    (folder / "store").mkdir()
+    monkeypatch.setattr(script_of_the_kit, "KIT", folder / "kit")
+    monkeypatch.setattr("tarfile.os.makedirs", too_late)
+    entry = {"name": "b", "part": 0, "sha256": hashlib.sha256(data).hexdigest(), "kind": "tar"}
+    assert script_of_the_kit.one(entry, folder / "store", folder / "site") == "unpacked"
+    assert (folder / "site" / "shared" / "deep" / "file.py").exists()
 
 
 def test_the_plugin_is_found_in_an_unpacked_kit(folder, tree):
